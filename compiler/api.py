@@ -1,0 +1,115 @@
+"""The functions of the public face: each takes a model, keyword options, and says no with a FusileError."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusile.errors import UsageError
+from fusile.options import KERNEL_TARGETS, make_options
+from fusile.report import CheckReport, ExplainReport, Progress, silent
+from fusile.runtime.module import Module, Value
+
+if TYPE_CHECKING:
+    from fusile.tools.bench import BenchReport
+    from fusile.tools.verify import VerifyReport
+
+Source = Any
+"""A path, bytes, an onnx.ModelProto or an onnx_ir.Model."""
+
+
+def compile(source: Source, *, progress: Progress = silent, **options: Any) -> Module:
+    """Compile a model into a module that is called with arrays.
+
+    `options` are the fields of `fusile.Options`: `target` ("native", "numba" or "cuda"), `dims`,
+    `threads`, `precision`, `opt_level`, `cpu`, `target_triple`, `weights` and others. Raises
+    UnsupportedError with every gap at once, InvalidModelError for a broken file and UnsafeModelError for
+    one that reaches beyond its folder.
+    """
+    from fusile import driver
+
+    made = make_options(**options)
+    if made.target not in KERNEL_TARGETS:
+        raise UsageError(
+            f"{made.target!r} is a target for source code",
+            todo=f"Use fusile.emit(model, to={made.target!r}, out=...)",
+        )
+    return driver.compile(source, made, progress)
+
+
+def check(source: Source, **options: Any) -> CheckReport:
+    """What compiling the model would meet: coverage, size, what would not work and why. Reads no weights."""
+    from fusile import driver
+
+    return driver.check(source, make_options(**options))
+
+
+def explain(source: Source, **options: Any) -> ExplainReport:
+    """Kernels, fusion groups, the bytes they save, and every refusal with its reason."""
+    from fusile import driver
+
+    return driver.explain(source, make_options(**options))
+
+
+def load(path: str | os.PathLike[str]) -> Module:
+    """Load a native module that `Module.save` or `fusile compile` wrote."""
+    from fusile import driver
+
+    return driver.load(path)
+
+
+def emit(
+    source: Source, to: str, out: str | os.PathLike[str], *, force: bool = False, **options: Any
+) -> tuple[Path, ...]:
+    """Write the model as source code ("torch", "keras", "numba" or "cuda") into a folder; the files' paths.
+
+    For the frameworks the folder holds `model.py` and `weights.safetensors`, and `model.load()` returns
+    the module with its weights. Files that fusile did not write are overwritten only with `force`.
+    """
+    from fusile.tools import emit as tool
+
+    return tool.emit(source, to, out, make_options(**options), force=force)
+
+
+def verify(
+    source: Source,
+    *,
+    seeds: Sequence[int] = (0,),
+    dim_sets: Sequence[Mapping[str, int]] = (),
+    inputs: Mapping[str, Value] | Sequence[str] = (),
+    bound: float | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    search: bool = True,
+    progress: Progress = silent,
+    **options: Any,
+) -> VerifyReport:
+    """Compare a target's answers ("torch" and "keras" too) with ONNX Runtime's; needs `fusile[verify]`.
+
+    Agreement is an error of at most `bound` of the root mean square (by default 1e-3, wider for float16
+    and quantised models), or numpy's `rtol` and `atol`. On a difference `report.first` is the first
+    node that differs. `report.require()` raises where an answer differs.
+    """
+    from fusile.tools.verify import Question
+    from fusile.tools.verify import verify as tool
+
+    question = Question(seeds, dim_sets, inputs, bound, rtol, atol, search)
+    return tool(source, make_options(**options), question, progress)
+
+
+def bench(
+    source: Source,
+    *,
+    rounds: int = 7,
+    burst: float = 0.25,
+    inputs: Mapping[str, Value] | Sequence[str] = (),
+    progress: Progress = silent,
+    **options: Any,
+) -> BenchReport:
+    """Time the model fused, unfused and in ONNX Runtime, taking turns, and compare their answers."""
+    from fusile.tools.bench import Plan
+    from fusile.tools.bench import bench as tool
+
+    return tool(source, make_options(**options), Plan(rounds, burst, inputs), progress)

@@ -1,0 +1,135 @@
+"""fusile under the name `onnxruntime`, for programs that import it.
+
+`fusile.as_onnxruntime()` puts the session face into `sys.modules`, before anybody imports the real one.
+`python -m fusile.as_onnxruntime SCRIPT ARGUMENTS` (or `-m MODULE`) runs a program that way, unchanged.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import sys
+from collections.abc import Mapping
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fusile import session, session_errors, session_options, session_values
+from fusile.errors import UsageError
+
+_FACE: Mapping[str, Any] = {
+    name: getattr(home, name)
+    for home, names in (
+        (
+            session,
+            "InferenceSession NodeArg ModelMetadata get_available_providers get_all_providers get_device "
+            "get_version_string get_build_info has_collective_ops set_seed enable_telemetry_events "
+            "disable_telemetry_events preload_dlls",
+        ),
+        (
+            session_options,
+            "SessionOptions RunOptions GraphOptimizationLevel ExecutionMode ExecutionOrder "
+            "set_default_logger_severity set_default_logger_verbosity",
+        ),
+        (session_values, "OrtValue OrtDevice IOBinding"),
+    )
+    for name in names.split()
+}
+_ERRORS: Mapping[str, Any] = {error.__name__: error for error in session_errors.ERRORS}
+_COLLECTION = ("InferenceSession", "OrtValue", "OrtDevice", "IOBinding")
+
+
+def face() -> dict[str, ModuleType]:
+    """The modules of the face by the names they are to be imported under."""
+    state = _module("onnxruntime.capi.onnxruntime_pybind11_state", {**_FACE, **_ERRORS})
+    collection = _module(
+        "onnxruntime.capi.onnxruntime_inference_collection", {name: _FACE[name] for name in _COLLECTION}
+    )
+    pybind = _module("onnxruntime.capi._pybind_state", {**_FACE, **_ERRORS})
+    inner = {
+        "onnxruntime_pybind11_state": state,
+        "onnxruntime_inference_collection": collection,
+        "_pybind_state": pybind,
+    }
+    capi = _module("onnxruntime.capi", inner, package=True)
+    outer = {
+        **_FACE,
+        "capi": capi,
+        "__version__": session.FOLLOWED_VERSION,
+        "SessionIOBinding": _FACE["IOBinding"],
+    }
+    top = _module("onnxruntime", outer, package=True)
+    return {module.__name__: module for module in (top, capi, *inner.values())}
+
+
+def as_onnxruntime() -> ModuleType:
+    """Let `import onnxruntime` give fusile's session face in this process; the module is returned.
+
+    Raises UsageError where the real onnxruntime has been imported already. Calling it again changes
+    nothing.
+    """
+    present = sys.modules.get("onnxruntime")
+    if present is not None:
+        if is_face(present):
+            return present
+        raise UsageError(
+            "onnxruntime has been imported already",
+            where=str(getattr(present, "__file__", "")),
+            todo="Call fusile.as_onnxruntime() before anything imports onnxruntime",
+        )
+    modules = face()
+    sys.modules.update(modules)
+    return modules["onnxruntime"]
+
+
+def is_face(module: ModuleType) -> bool:
+    """Whether a module called onnxruntime is fusile's face and not the real one."""
+    return getattr(module, "InferenceSession", None) is session.InferenceSession
+
+
+def _module(name: str, content: Mapping[str, Any], package: bool = False) -> ModuleType:
+    module = ModuleType(name, "fusile's session face under onnxruntime's name.")
+    module.__spec__ = ModuleSpec(name, loader=None, is_package=package)
+    if package:
+        module.__path__ = []
+    module.__dict__.update(content)
+    return module
+
+
+class _Callable(ModuleType):
+    """Makes `fusile.as_onnxruntime` both this module, for `python -m`, and the function of the same name."""
+
+    def __call__(self) -> ModuleType:
+        return as_onnxruntime()
+
+
+sys.modules[__name__].__class__ = _Callable
+
+
+def main(arguments: list[str]) -> int:
+    """Run a script, or a module after `-m`, with onnxruntime's name taken."""
+    if not arguments or arguments[0] in ("-h", "--help") or arguments == ["-m"]:
+        print("usage: python -m fusile.as_onnxruntime (SCRIPT | -m MODULE) [ARGUMENTS ...]", file=sys.stderr)
+        return 0 if arguments and arguments[0] != "-m" else 2
+    as_onnxruntime()
+    if arguments[0] == "-m":
+        if importlib.util.find_spec(arguments[1]) is None:
+            print(f"fusile: there is no module {arguments[1]!r}", file=sys.stderr)
+            return 2
+        sys.argv = arguments[1:]
+        sys.path.insert(0, str(Path.cwd()))
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        return 0
+    script = Path(arguments[0])
+    if not script.is_file():
+        print(f"fusile: there is no script {str(script)!r}", file=sys.stderr)
+        return 2
+    sys.argv = arguments
+    sys.path.insert(0, str(script.resolve().parent))
+    runpy.run_path(str(script), run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

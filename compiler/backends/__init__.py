@@ -1,0 +1,1 @@
+"""Printers: native code, Numba, PyTorch, Keras and ONNX."""

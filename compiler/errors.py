@@ -1,0 +1,132 @@
+"""What fusile raises: every error says what, where, why and what to do, and carries its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+_SHOWN_NAME = 120
+_SHOWN_GAPS = 40
+
+
+def show_name(name: str | None, limit: int = _SHOWN_NAME) -> str:
+    """A name out of a model, quoted for one line of text: no newlines or control signs, cut at `limit`."""
+    if not name:
+        return "(unnamed)"
+    text = repr(name)
+    return text if len(text) <= limit else f"{text[: limit - 4]}...{text[0]}"
+
+
+def show_names(names: Iterable[str | None], limit: int = 8) -> str:
+    """Up to `limit` quoted names with commas, and how many more there are."""
+    every = list(names)
+    shown = ", ".join(show_name(name) for name in every[:limit])
+    return shown if len(every) <= limit else f"{shown} and {len(every) - limit} more"
+
+
+class FusileError(Exception):
+    """Base of all errors that fusile raises on purpose.
+
+    `what` is one sentence. `where` is the ONNX node, value or file that it is about, `why` the reason,
+    `todo` what the user can do; each may be left out and each becomes a part of the message.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(
+        self, what: str, *, where: str | None = None, why: str | None = None, todo: str | None = None
+    ) -> None:
+        self.what = what
+        self.where = where
+        self.why = why
+        self.todo = todo
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        text = self.what.rstrip(".")
+        if self.where:
+            text += f" ({self.where})"
+        if self.why:
+            text += f": {self.why.rstrip('.')}"
+        text += "."
+        if self.todo:
+            text += f" {self.todo.rstrip('.')}."
+        return text
+
+
+class UsageError(FusileError):
+    """The caller asked for something that makes no sense: a wrong option, a missing file, an unknown name."""
+
+
+class InvalidModelError(FusileError):
+    """The model breaks the rules of the ONNX format: truncated, cyclic, names that nothing defines."""
+
+
+class UnsafeModelError(FusileError):
+    """The model was refused because reading it would touch foreign files or exhaust the machine."""
+
+    exit_code: ClassVar[int] = 4
+
+
+class RunError(FusileError):
+    """A run failed: wrong feeds, an index out of range in the data, a size that overflows.
+
+    `node` is the name of the ONNX node that failed, where there is one.
+    """
+
+    def __init__(
+        self, what: str, *, node: str | None = None, why: str | None = None, todo: str | None = None
+    ) -> None:
+        self.node = node
+        super().__init__(what, where=f"node {show_name(node)}" if node else None, why=why, todo=todo)
+
+
+class DifferenceError(FusileError):
+    """Two answers that should agree do not."""
+
+    exit_code: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """One thing in a model that cannot be compiled: which operator, at which node, why, and a way out."""
+
+    op_type: str
+    domain: str = ""
+    node: str = ""
+    opset: int | None = None
+    reason: str = "no definition of this operator"
+    way_out: str = ""
+
+    def __str__(self) -> str:
+        operator = f"{self.domain}::{self.op_type}" if self.domain else self.op_type
+        text = f"{_one_line(operator)}"
+        if self.opset is not None:
+            text += f" (opset {self.opset})"
+        text += f" at node {show_name(self.node)}: {self.reason.rstrip('.')}."
+        return f"{text} {self.way_out.rstrip('.')}." if self.way_out else text
+
+
+class UnsupportedError(FusileError):
+    """The model is valid and fusile has no way to compile it; `gaps` lists every place at once."""
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, gaps: Gap | Sequence[Gap], what: str = "", *, todo: str | None = None) -> None:
+        self.gaps: tuple[Gap, ...] = (gaps,) if isinstance(gaps, Gap) else tuple(gaps)
+        if not what:
+            count = len(self.gaps)
+            what = "One node is not supported" if count == 1 else f"{count} nodes are not supported"
+        super().__init__(what, todo=todo)
+
+    def _message(self) -> str:
+        lines = [f"  {gap}" for gap in self.gaps[:_SHOWN_GAPS]]
+        if len(self.gaps) > _SHOWN_GAPS:
+            lines.append(f"  and {len(self.gaps) - _SHOWN_GAPS} more")
+        text = "\n".join([f"{self.what.rstrip('.')}:", *lines]) if lines else f"{self.what.rstrip('.')}."
+        return f"{text}\n{self.todo.rstrip('.')}." if self.todo else text
+
+
+def _one_line(text: str) -> str:
+    return text if text.isprintable() else repr(text)

@@ -1,0 +1,36 @@
+"""ONNX models in, canonical graphs out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from fusile.frontend.canonical import canonicalise
+from fusile.frontend.expand import expand
+from fusile.frontend.names import settle_dims
+from fusile.frontend.reader import Source, read
+from fusile.frontend.rules import CANONICAL_OPSET
+
+
+def load(source: Source, *, dims: Mapping[str, int] | None = None) -> ir.Model:
+    """Read a model and bring it to the canonical form.
+
+    `source` is a path, bytes, an onnx.ModelProto or an onnx_ir.Model, none of which is changed. `dims` fixes
+    symbolic dimensions by name. Weights stay in the file until they are asked for.
+
+    The result has one graph with unique names, nodes in topological order, no model-local functions, all
+    constants as initialisers of the main graph and every standard operator in the form of opset
+    CANONICAL_OPSET with its default attributes. Shapes and types of values between nodes are those that the
+    file declares, and may be wrong.
+
+    Raises UsageError (no such file, no such dimension), InvalidModelError (broken), UnsafeModelError
+    (refused), UnsupportedError (an old operator without a newer form, an opset that is too new).
+    """
+    model = read(source)
+    canonicalise(model)
+    settle_dims(model, dims)
+    return model
+
+
+__all__ = ["CANONICAL_OPSET", "Source", "canonicalise", "expand", "load", "read"]

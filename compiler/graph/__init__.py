@@ -1,0 +1,1 @@
+"""Passes on the canonical graph: clean up, recognise, outline, lay out."""

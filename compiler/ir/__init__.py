@@ -1,0 +1,1 @@
+"""Types, scalar expressions, the tensor program, loop kernels and the plan."""

@@ -1,0 +1,372 @@
+"""Index arithmetic: integer expressions in a canonical polynomial form, with the proofs that simplification and access maps need.
+
+A polynomial maps monomials (sorted tuples of atoms) to integer coefficients; atoms are axes, dims and whatever is not a sum or a
+product (a quotient, a remainder, a loaded value, …). Equal polynomials are equal values, so `(i*4 + j) // 4` becomes `i` where j < 4.
+Proofs take symbolic sizes as at least 1: code under a loop runs only where no extent is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from fusile.ir.expr import Apply, Axis, Const, Dim, Expr, apply, as_expr, const, raw_apply
+from fusile.ir.types import I64
+
+Monomial = tuple[Expr, ...]
+Poly = dict[Monomial, int]
+POLYNOMIAL = frozenset({"add", "sub", "mul", "neg", "floordiv", "mod", "div", "rem", "min", "max"})
+
+
+def _rank(atom: Expr) -> tuple[int, str, int]:
+    if isinstance(atom, Dim):
+        return (0, atom.name, 0)
+    if isinstance(atom, Axis):
+        return (1, atom.name, atom.uid)
+    return (2, repr(atom), 0)
+
+
+def _times(a: Monomial, b: Monomial) -> Monomial:
+    return tuple(sorted(a + b, key=_rank)) if a and b else a or b
+
+
+def add(a: Mapping[Monomial, int], b: Mapping[Monomial, int], scale: int = 1) -> Poly:
+    out = dict(a)
+    for m, c in b.items():
+        total = out.get(m, 0) + scale * c
+        if total:
+            out[m] = total
+        else:
+            out.pop(m, None)
+    return out
+
+
+def multiply(a: Mapping[Monomial, int], b: Mapping[Monomial, int]) -> Poly:
+    out: Poly = {}
+    for m, c in a.items():
+        for n, d in b.items():
+            out = add(out, {_times(m, n): c * d})
+    return out
+
+
+def poly(e: Expr | int) -> Poly:
+    """The polynomial of an i64 expression. The result is shared: do not change it."""
+    if isinstance(e, int):
+        return {(): e} if e else {}
+    if e._poly is not None:
+        known: Poly = e._poly
+        return known
+    if isinstance(e, Const):
+        out: Poly = {(): int(e.value)} if e.value else {}
+    elif isinstance(e, Apply) and e.op == "add":
+        out = add(poly(e.args[0]), poly(e.args[1]))
+    elif isinstance(e, Apply) and e.op == "sub":
+        out = add(poly(e.args[0]), poly(e.args[1]), -1)
+    elif isinstance(e, Apply) and e.op == "mul":
+        out = multiply(poly(e.args[0]), poly(e.args[1]))
+    elif isinstance(e, Apply) and e.op == "neg":
+        out = add({}, poly(e.args[0]), -1)
+    else:
+        out = {(e,): 1}
+    e._poly = out
+    return out
+
+
+def expr(p: Mapping[Monomial, int]) -> Expr:
+    """The canonical expression of a polynomial."""
+    p = _recombined(p)
+    terms = sorted(p.items(), key=lambda t: (-len(t[0]), [_rank(a) for a in t[0]]))
+    out: Expr | None = None
+    for monomial, c in terms:
+        term: Expr | None = None
+        for atom in monomial:
+            term = atom if term is None else raw_apply("mul", (term, atom), I64)
+        if term is None:
+            term = const(c)
+        elif c != 1:
+            term = raw_apply("mul", (term, const(c)), I64)
+        out = term if out is None else raw_apply("add", (out, term), I64)
+    if out is None:
+        return const(0)
+    if out._poly is None:
+        out._poly = dict(p)
+    return out
+
+
+def _recombined(p: Mapping[Monomial, int]) -> Mapping[Monomial, int]:
+    """d * (x // d) + x mod d  ->  x"""
+    for monomial, c in p.items():
+        for atom in monomial:
+            if not (isinstance(atom, Apply) and atom.op == "mod"):
+                continue
+            x, d = atom.args
+            rest = list(monomial)
+            rest.remove(atom)
+            quotient = raw_apply("floordiv", (x, d), I64)
+            wanted = multiply({tuple(rest): c}, multiply({(quotient,): 1}, poly(d)))
+            if wanted and all(p.get(m) == k for m, k in wanted.items()):
+                out = add(add(p, wanted, -1), {monomial: c}, -1)
+                return _recombined(add(out, multiply({tuple(rest): c}, poly(x))))
+    return p
+
+
+def arithmetic(op: str, args: tuple[Expr, ...]) -> Expr:
+    """An i64 operation out of POLYNOMIAL, simplified."""
+    if op == "neg":
+        return expr(add({}, poly(args[0]), -1))
+    a, b = args
+    match op:
+        case "add":
+            return expr(add(poly(a), poly(b)))
+        case "sub":
+            return expr(add(poly(a), poly(b), -1))
+        case "mul":
+            return expr(multiply(poly(a), poly(b)))
+        case "floordiv" | "mod":
+            return _divide(op, a, b)
+        case "div" | "rem":
+            if nonnegative(poly(a)) and positive(poly(b)):
+                return _divide("floordiv" if op == "div" else "mod", a, b)
+            return raw_apply(op, args, I64)
+    difference = add(poly(a), poly(b), -1)
+    if nonnegative(difference):
+        return b if op == "min" else a
+    if nonnegative(add({}, difference, -1)):
+        return a if op == "min" else b
+    return raw_apply(op, args, I64)
+
+
+def _divide(op: str, a: Expr, b: Expr) -> Expr:
+    divisor = poly(b)
+    if not positive(divisor):
+        return raw_apply(op, (a, b), I64)
+    if divisor == {(): 1}:
+        return a if op == "floordiv" else const(0)
+    whole, rest = split(poly(a), divisor)
+    small = nonnegative(rest) and positive(add(divisor, rest, -1))
+    if op == "mod":
+        return expr(rest) if small else raw_apply("mod", (expr(rest), b), I64)
+    if small:
+        return expr(whole)
+    inner = expr(rest)
+    if isinstance(inner, Apply) and inner.op == "floordiv" and positive(poly(inner.args[1])):
+        tail = apply("floordiv", inner.args[0], inner.args[1] * b)
+    else:
+        tail = raw_apply("floordiv", (inner, b), I64)
+    return expr(add(whole, poly(tail)))
+
+
+def split(p: Mapping[Monomial, int], divisor: Mapping[Monomial, int]) -> tuple[Poly, Poly]:
+    """p = whole * divisor + rest, with the terms in `whole` that the divisor divides visibly."""
+    if p == divisor:
+        return {(): 1}, {}
+    if len(divisor) != 1:
+        return _long_division(p, divisor)
+    ((by, k),) = divisor.items()
+    whole: Poly = {}
+    rest: Poly = {}
+    for monomial, c in p.items():
+        left = _without(monomial, by)
+        if left is not None:
+            q, r = divmod(c, k)
+            if not monomial and not by:  # a plain number: keep the remainder in 0 .. k-1
+                whole, rest = add(whole, {(): q}) if q else whole, add(rest, {(): r}) if r else rest
+                continue
+            if r == 0:
+                whole = add(whole, {left: q})
+                continue
+        rest = add(rest, {monomial: c})
+    return whole, rest
+
+
+_MOST_STEPS = 64
+
+
+def _long_division(p: Mapping[Monomial, int], divisor: Mapping[Monomial, int]) -> tuple[Poly, Poly]:
+    """`split` by a divisor of several terms: its leading term is divided out of p for as long as it occurs."""
+    if not divisor:
+        return {}, dict(p)
+    by = max(divisor, key=_degree)
+    k = divisor[by]
+    whole: Poly = {}
+    rest = dict(p)
+    for _ in range(_MOST_STEPS):
+        for monomial in sorted(rest, key=_degree, reverse=True):
+            left = _without(monomial, by)
+            if left is not None and rest[monomial] % k == 0:
+                quotient = {left: rest[monomial] // k}
+                whole, rest = add(whole, quotient), add(rest, multiply(quotient, divisor), -1)
+                break
+        else:
+            return whole, rest
+    return {}, dict(p)
+
+
+def _degree(m: Monomial) -> tuple[int, list[tuple[int, str, int]]]:
+    return (len(m), [_rank(a) for a in m])
+
+
+def _without(monomial: Monomial, by: Monomial) -> Monomial | None:
+    """The monomial over `by`, or None where it does not divide."""
+    left = list(monomial)
+    for atom in by:
+        if atom not in left:
+            return None
+        left.remove(atom)
+    return tuple(left)
+
+
+# ---- proofs ----------------------------------------------------------------------------------------------------------------------
+
+
+def _bound(atom: Expr, upper: bool) -> Poly | None:
+    """A bound of one atom in terms of dims alone, or None."""
+    if isinstance(atom, Dim):
+        return {(atom,): 1}
+    if isinstance(atom, Axis):
+        return extreme(add(poly(atom.extent), {(): -1}), True) if upper else {}
+    if isinstance(atom, Apply):
+        a, b = atom.args[0], atom.args[-1]
+        if atom.op == "mod" and positive(poly(b)):
+            return extreme(add(poly(b), {(): -1}), True) if upper else {}
+        if atom.op == "floordiv" and positive(poly(b)) and nonnegative(poly(a)):
+            if not upper:
+                return {}
+            most = extreme(poly(a), True)
+            k = poly(b)
+            if most is not None and set(k) == {()} and set(most) <= {()}:
+                return {(): most.get((), 0) // k[()]}
+            return most
+        if atom.op in ("min", "max"):
+            bounds = [extreme(poly(x), upper) for x in (a, b)]
+            if (atom.op == "min") == upper:  # either bound holds; take a constant one if there is
+                return next(
+                    (x for x in bounds if x is not None and set(x) <= {()}),
+                    next((x for x in bounds if x is not None), None),
+                )
+            if any(x is not None and nonnegative(x) for x in bounds) and not upper:
+                return {}
+    return None
+
+
+def extreme(p: Mapping[Monomial, int], upper: bool) -> Poly | None:
+    """A bound of a polynomial in terms of dims alone, or None where none is known."""
+    out: Poly = {}
+    for monomial, c in p.items():
+        if all(isinstance(a, Dim) for a in monomial):
+            out = add(out, {monomial: c})
+            continue
+        term: Poly = {(): c}
+        for atom in monomial:
+            bound = _bound(atom, upper == (c > 0))
+            low = bound if not upper == (c > 0) else _bound(atom, False)
+            if bound is None or low is None or not _dims_nonnegative(low):
+                if len(monomial) == 1 and bound is not None:
+                    pass
+                else:
+                    return None
+            term = multiply(term, bound)
+        out = add(out, term)
+    return out
+
+
+def _dims_nonnegative(p: Mapping[Monomial, int]) -> bool:
+    """Whether a polynomial in dims is >= 0 for all dims >= 1: substitute 1 + d for every dim and look at the signs."""
+    if all(c >= 0 for c in p.values()):
+        return True
+    shifted: Poly = {}
+    for monomial, c in p.items():
+        term: Poly = {(): c}
+        for atom in monomial:
+            term = multiply(term, {(): 1, (atom,): 1})
+        shifted = add(shifted, term)
+    return all(c >= 0 for c in shifted.values())
+
+
+def nonnegative(p: Mapping[Monomial, int]) -> bool:
+    """Whether p >= 0 is provable."""
+    if not p:
+        return True
+    low = extreme(p, False)
+    return low is not None and _dims_nonnegative(low)
+
+
+def positive(p: Mapping[Monomial, int]) -> bool:
+    """Whether p > 0 is provable."""
+    return nonnegative(add(p, {(): -1}))
+
+
+def _above_zero(p: Mapping[Monomial, int]) -> bool:
+    """Whether p > 0 even where sizes are 0."""
+    low = extreme(p, False)
+    return low is not None and low.get((), 0) > 0 and all(c >= 0 for c in low.values())
+
+
+def within(index: Expr, extent: Expr) -> bool:
+    """Whether 0 <= index < extent is provable."""
+    p = poly(index)
+    return nonnegative(p) and positive(add(poly(extent), p, -1))
+
+
+def compare(op: str, a: Expr, b: Expr) -> bool | None:
+    """The truth of an i64 comparison, where it is provable."""
+    difference = add(poly(b), poly(a), -1)  # b - a
+    if op in ("eq", "ne"):
+        if set(difference) <= {()}:
+            return (difference.get((), 0) == 0) == (op == "eq")
+        if _above_zero(difference) or _above_zero(add({}, difference, -1)):
+            return op == "ne"
+        if any(isinstance(x, Axis) for m in difference for x in m) and (
+            positive(difference) or positive(add({}, difference, -1))
+        ):
+            return op == "ne"
+        return None
+    true_if = difference if op == "le" else add(difference, {(): -1})
+    if nonnegative(true_if):
+        return True
+    if positive(add({}, true_if, -1)):
+        return False
+    return None
+
+
+# ---- words for other files -------------------------------------------------------------------------------------------------------
+
+
+def number(e: Expr | int) -> int | None:
+    """The value of a constant i64 expression, else None."""
+    if isinstance(e, int):
+        return e
+    return int(e.value) if isinstance(e, Const) else None
+
+
+def coefficient(e: Expr, at: Axis) -> Expr | None:
+    """The factor of an axis in an index expression: a constant, a product of dims, or None where it is not linear in the axis."""
+    out: Poly = {}
+    for monomial, c in poly(e).items():
+        if at in monomial:
+            rest = list(monomial)
+            rest.remove(at)
+            if any(not isinstance(x, Dim) for x in rest):
+                return None
+            out = add(out, {tuple(rest): c})
+        elif any(at in x.children or _mentions(x, at) for x in monomial):
+            return None
+    return expr(out)
+
+
+def _mentions(e: Expr, at: Axis) -> bool:
+    from fusile.ir.expr import free
+
+    return at in free(e)
+
+
+def product(values: Iterable[Expr | int]) -> Expr:
+    """The product of sizes."""
+    out: Poly = {(): 1}
+    for v in values:
+        out = multiply(out, poly(as_expr(v)))
+    return expr(out)
+
+
+def ceil_div(a: Expr | int, b: Expr | int) -> Expr:
+    a, b = as_expr(a), as_expr(b)
+    return (a + b - 1) // b

@@ -1,0 +1,1 @@
+"""From tensor programs to legal loop kernels: infer, fuse, lower, simplify, plan."""

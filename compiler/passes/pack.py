@@ -1,0 +1,191 @@
+"""Rewrites of contractions and reductions at the level of the tensor program, before loops exist.
+
+`pack`: the operand that runs along the vector axis is read from panels of that many columns, contiguous in the order of the inner loop.
+Panels of weights are made once, when the module is built. `split_reductions`: a reduction along contiguous memory becomes one per lane and
+a small tree over the lanes (a stated reassociation: sums are taken in `lanes` interleaved parts, whatever the number of threads).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fusile.ir import index as ix
+from fusile.ir.expr import REDUCTIONS, Axis, Expr, Load, apply, as_expr, axis, const, free, load, reduce_over, select, substitute
+from fusile.ir.interpret import identity
+from fusile.ir.tensor import Compute, Program, Stage, Tensor
+from fusile.passes import access
+from fusile.passes.inline import Log
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """Limits for packing: `widths` are panel widths in elements to choose from, widest first."""
+
+    lanes: int
+    widths: tuple[int, ...]
+
+
+def oriented(stage: Compute) -> access.Contraction | None:
+    """A contraction with the operand of the vector axis on the right: the n axis innermost in the result, contiguous on the right or constant."""
+    c = access.contraction(stage)
+    if c is None:
+        return None
+    last = next((a for a in reversed(stage.axes) if ix.number(a.extent) != 1), None)
+    options = [x for x in (c, access.swapped(c)) if last in x.n]
+    return options[0] if options else None
+
+
+def panel_width(extent: Expr, limits: Panels) -> int:
+    """The panel width for an axis: the one that wastes least, wider ones first."""
+    n = ix.number(extent)
+    if n is None:
+        return limits.widths[0]
+    vectors = -(-n // limits.lanes)
+    best = min(limits.widths, key=lambda w: (-(-vectors // (w // limits.lanes)) * (1 + 1.5 * limits.lanes / w) * w, -w))
+    return min(best, vectors * limits.lanes)
+
+
+def pack(program: Program, limits: Panels, log: Log) -> Program:
+    """Give every contraction a right operand in panels or contiguous along its vector axis."""
+    out: list[Stage] = []
+    packed: dict[tuple[object, ...], Tensor] = {}
+    for s in program.stages:
+        if not isinstance(s, Compute):
+            out.append(s)
+            continue
+        c = oriented(s)
+        if c is None:
+            out.append(s)
+            continue
+        last = next(a for a in reversed(s.axes) if ix.number(a.extent) != 1)
+        if c.right.source.data is not None or access.stride(c.right, last) != 1:
+            stages = _packed(s, c, last, limits, packed)
+            out.extend(stages)
+            log.made.append(f"{c.right.source.name} is packed into panels for {s.out.name}")
+        else:
+            out.append(s)
+    return program.with_stages(out)
+
+
+def _packed(s: Compute, c: access.Contraction, last: Axis, limits: Panels, done: dict[tuple[object, ...], Tensor]) -> list[Stage]:
+    """Stages: panels[batch…, n0, k…, n1] = right, then the contraction over the panels."""
+    width = panel_width(last.extent, limits)
+    r = s.reduction
+    assert r is not None
+    order = _inner_order(c)
+    outer = [a for a in (*c.batch, *c.n) if a is not last and a in free(c.right)]
+    fresh = {a: axis(a.name, a.extent) for a in (*outer, *order)}
+    tile, lane = axis(last.name, ix.ceil_div(last.extent, width)), axis("lane", width)
+    at = tile * width + lane
+    value: Expr = substitute(c.right, {**fresh, last: at})
+    if ix.number(last.extent) is None or (ix.number(last.extent) or 0) % width:
+        value = select(at < last.extent, value, as_expr(0, value.dtype))
+    axes = (*(fresh[a] for a in outer), tile, *(fresh[a] for a in order), lane)
+    key = (c.right.source, width, *_shape_key(c.right, (*outer, *order, last)))
+    stages: list[Stage] = []
+    panels = done.get(key)
+    if panels is None:
+        panels = Tensor(f"{c.right.source.name}_panels", c.right.dtype, tuple(a.extent for a in axes))
+        stages.append(Compute(panels, axes, value, s.origin, s.op))
+        panels.stage = stages[0]
+        done[key] = panels
+    read = load(panels, (*outer, last // width, *order, last % width))
+    body = reduce_over("sum", tuple(order), apply("mul", c.left, read))
+    stages.append(Compute(s.out, s.axes, body, s.origin, s.op))
+    return stages
+
+
+def _shape_key(x: Load, axes: Sequence[Axis]) -> list[object]:
+    """Equal for reads that pack alike: index expressions in terms of the positions of axes."""
+    places: dict[Expr, Expr] = {a: load(_PLACE, (const(n), a.extent)) for n, a in enumerate(axes)}
+    return [substitute(i, places) for i in x.index]
+
+
+_PLACE = Tensor("place", as_expr(0).dtype, (as_expr(0), as_expr(0)))
+
+
+def _inner_order(c: access.Contraction) -> list[Axis]:
+    """Reduced axes, those along which the left operand strides widest first."""
+
+    def width(a: Axis) -> int:
+        n = access.stride(c.left, a)
+        return 1 << 40 if n is None else n
+
+    return sorted(c.k, key=lambda a: -width(a))
+
+
+def split_reductions(program: Program, lanes: int, log: Log) -> Program:
+    """Split reductions whose contiguous axis is reduced, and whose result has no contiguous axis of its own, over lanes."""
+    out: list[Stage] = []
+    for s in program.stages:
+        chosen = _contiguous_axis(s) if isinstance(s, Compute) and oriented(s) is None else None
+        if chosen is None or not isinstance(s, Compute):
+            out.append(s)
+        else:
+            out.extend(_split(s, chosen, lanes))
+            log.made.append(f"{s.out.name} is reduced in {lanes} lanes")
+    return program.with_stages(out)
+
+
+def _contiguous_axis(s: Compute) -> Axis | None:
+    r = s.reduction
+    if r is None:
+        return None
+    along = [x for x in access.reads(r.body) if ix.number(x.source.size) != 1]
+    for a in r.axes:
+        n = ix.number(a.extent)
+        if n is not None and n < 16:
+            continue
+        if any(access.stride(x, a) == 1 for x in along) and all(access.stride(x, a) in (0, 1) for x in along):
+            return a
+    return None
+
+
+def _split(s: Compute, along: Axis, lanes: int) -> list[Stage]:
+    r = s.reduction
+    assert r is not None
+    n = ix.number(along.extent)
+    while n is not None and lanes > n:
+        lanes //= 2
+    combine = REDUCTIONS[r.kind]
+    neutral = const(identity(r.kind, s.out.dtype), s.out.dtype)
+    fresh = [axis(a.name, a.extent) for a in s.axes]
+    lane = axis("lane", lanes)
+    step = axis(along.name, along.extent // lanes)
+    others = tuple(a for a in r.axes if a is not along)
+    places: dict[Expr, Expr] = dict(zip(s.axes, fresh, strict=True))
+    body = substitute(r.body, {**places, along: step * lanes + lane})
+    stages: list[Stage] = []
+
+    def define(suffix: str, axes: Sequence[Axis], value: Expr) -> Tensor:
+        t = Tensor(s.out.name + suffix, s.out.dtype, tuple(a.extent for a in axes))
+        t.stage = Compute(t, tuple(axes), value, s.origin, s.op)
+        stages.append(t.stage)
+        return t
+
+    part = define("_lanes", (*fresh, lane), reduce_over(r.kind, (*others, step), body))
+    rest = along.extent % lanes
+    if ix.number(rest) != 0:
+        fresh = [axis(a.name, a.extent) for a in s.axes]
+        lane = axis("lane", lanes)
+        places = dict(zip(s.axes, fresh, strict=True))
+        tail = substitute(r.body, {**places, along: (along.extent // lanes) * lanes + lane})
+        if others:
+            fresh_others = [axis(a.name, a.extent) for a in others]
+            tail = substitute(tail, dict(zip(others, fresh_others, strict=True)))
+            tail = reduce_over(r.kind, fresh_others, select(lane < rest, tail, neutral))
+            extra = define("_tail", (*fresh, lane), tail)
+            fresh2, lane2 = [axis(a.name, a.extent) for a in s.axes], axis("lane", lanes)
+            part = define("_lanes", (*fresh2, lane2), apply(combine, load(part, (*fresh2, lane2)), load(extra, (*fresh2, lane2))))
+        else:
+            both = apply(combine, load(part, (*fresh, lane)), select(lane < rest, tail, neutral))
+            part = define("_lanes", (*fresh, lane), both)
+    while lanes > 2:
+        lanes //= 2
+        fresh, lane = [axis(a.name, a.extent) for a in s.axes], axis("lane", lanes)
+        part = define("_half", (*fresh, lane), apply(combine, load(part, (*fresh, lane)), load(part, (*fresh, lane + lanes))))
+    last = apply(combine, load(part, (*s.axes, const(0))), load(part, (*s.axes, const(1)))) if lanes == 2 else load(part, (*s.axes, const(0)))
+    stages.append(Compute(s.out, s.axes, last, s.origin, s.op))
+    s.out.stage = stages[-1]
+    return stages

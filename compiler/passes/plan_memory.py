@@ -1,0 +1,325 @@
+"""Building the plan: which steps in which order, and where every tensor lies.
+
+Tensors of which all elements follow from the weights are worked out once, when the module is built (`prepare`). The others share one
+arena: tensors that are not alive at the same time may share bytes. Where all sizes are numbers, each gets the lowest offset that is
+free during its life (greedy by size, as in Pisarchyk and Lee 2020, "Efficient Memory Management for Deep Neural Net Inference");
+with symbolic sizes, tensors share slots whose sizes are worked out when run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fusile.ir import index as ix
+from fusile.ir.expr import Const, Dim, Expr, apply, as_expr, const, free, substitute
+from fusile.ir.loops import Kernel
+from fusile.ir.plan import Call, Check, Define, Place, Plan, PrepareStep, Step, Variant
+from fusile.ir.tensor import Compute, Program, Tensor, stage_reads
+from fusile.ir.types import storage_bytes
+from fusile.passes import access
+from fusile.passes.fuse import Group
+
+ALIGN = 64
+NOMINAL = 64
+"""What a symbolic size is taken to be where slots of unlike sizes are compared."""
+
+Lowered = Callable[[Group], tuple[Variant, ...]]
+
+
+def bytes_of(t: Tensor) -> Expr:
+    """Bytes of a tensor, rounded up to whole cache lines; at least one line."""
+    size = (t.size * storage_bytes(t.dtype) + (ALIGN - 1)) // ALIGN
+    return apply("max", size, const(1)) * ALIGN
+
+
+def split_constant(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
+    """(groups that follow from weights alone, the others)."""
+    fixed: set[Tensor] = set()
+    early: list[Group] = []
+    late: list[Group] = []
+    for g in groups:
+        own = set(g.outs)
+        reads = [t for s in g.stages for t in stage_reads(s) if t not in own]
+        dims = any(isinstance(e, Dim) for s in g.stages for t in s.outs for d in t.shape for e in free(d))
+        if reads and not dims and all(t.data is not None or t in fixed for t in reads) and all(isinstance(s, Compute) for s in g.stages):
+            fixed.update(own)
+            early.append(g)
+        else:
+            late.append(g)
+    return early, late
+
+
+def alias_of(group: Group) -> Tensor | None:
+    """The tensor that a group only renames: one stage that reads every element where it writes it."""
+    if len(group.stages) != 1 or not isinstance(group.stages[0], Compute):
+        return None
+    s = group.stages[0]
+    reads = access.reads(s.body)
+    if not access.is_view(s) or len(reads) != 1 or reads[0].source.dtype is not s.out.dtype:
+        return None
+    here: Expr = as_expr(0)
+    for d, a in enumerate(s.axes):
+        if ix.number(a.extent) != 1:
+            here = here + a * ix.product(s.out.shape[d + 1 :])
+    source: Tensor = reads[0].source
+    return source if access.address(reads[0]) is here and source.size is s.out.size else None
+
+
+@dataclass(slots=True)
+class _Life:
+    """A tensor's memory: which step makes it, which uses it last."""
+
+    tensor: Tensor
+    first: int
+    last: int
+
+
+class _Planner:
+    def __init__(self, program: Program, groups: Sequence[Group], lowered: Lowered) -> None:
+        self.program = program
+        self.early, self.late = split_constant(groups)
+        self.lowered = lowered
+        self.same: dict[Tensor, Tensor] = {}
+        self.places: dict[Tensor, Place] = {}
+        self.steps: list[Step] = []
+        self.defined: set[Expr] = set()
+        self.fixed = {t for g in self.early for t in g.outs}
+
+    def home(self, t: Tensor) -> Tensor:
+        while t in self.same:
+            t = self.same[t]
+        return t
+
+    def build(self) -> Plan:
+        p = self.program
+        symbols = self._symbols()
+        self.defined |= set(symbols)
+        self._alias()
+        self._checks()
+        for g in self.late:
+            if not self._is_alias(g):
+                self._call(g)
+        for d in p.dim_definitions:
+            self._define(d.dim)
+        self._checks()
+        for k, t in enumerate(p.inputs):
+            self.places[self.home(t)] = Place("input", k)
+        for k, t in enumerate(p.outputs):
+            self.places[self.home(t)] = Place("output", k)
+        weights, prepare = self._prepare()
+        steps, arena = self._arena()
+        for t in list(self.same):
+            self.places[t] = self.places[self.home(t)]
+        return Plan(p.name, p.inputs, p.outputs, p.output_names, symbols, steps, self.places, arena, weights, prepare)
+
+    def _symbols(self) -> tuple[Dim, ...]:
+        found: dict[Dim, None] = {}
+        for t in self.program.inputs:
+            for e in t.shape:
+                if isinstance(e, Dim):
+                    found[e] = None
+        return tuple(found)
+
+    # ---- steps --------------------------------------------------------------------------------------------------------------------
+
+    def _alias(self) -> None:
+        taken = set(self.program.inputs) | self.fixed
+        outputs = set(self.program.outputs)
+        self.aliases: set[Group] = set()
+        for g in self.late:
+            source = alias_of(g)
+            if source is None or source.data is not None or source in self.fixed:
+                continue
+            out, source = g.outs[0], self.home(source)
+            if out not in outputs:
+                self.same[out] = source
+            elif source not in taken and source not in outputs:
+                self.same[source] = out
+            else:
+                continue
+            self.aliases.add(g)
+
+    def _is_alias(self, g: Group) -> bool:
+        return g in self.aliases
+
+    def _define(self, d: Expr) -> None:
+        """The definition of a size and of all that it is made of, before its first use."""
+        if d in self.defined:
+            return
+        self.defined.add(d)
+        for definition in self.program.dim_definitions:
+            if definition.dim is d:
+                for x in free(definition.value):
+                    if isinstance(x, Dim):
+                        self._define(x)
+                self.steps.append(Define(definition.dim, definition.value, definition.origin))
+                self._checks()
+
+    def _checks(self) -> None:
+        """Requirements all of whose sizes are known by now."""
+        done = {s.condition for s in self.steps if isinstance(s, Check)}
+        for r in self.program.requirements:
+            if r.condition not in done and all(x in self.defined for x in free(r.condition)):
+                self.steps.append(Check(r.condition, r.origin, r.reason))
+
+    def _call(self, g: Group) -> None:
+        variants = self.lowered(g)
+        for v in variants:
+            for d in v.kernel.dims:
+                self._define(d)
+        for t in g.outs:
+            for e in t.shape:
+                for d in free(e):
+                    self._define(d)
+        self.steps.append(Call(variants))
+
+    # ---- memory -------------------------------------------------------------------------------------------------------------------
+
+    def _late_known(self, t: Tensor) -> bool:
+        """Whether a tensor's size is known only in the middle of a run."""
+        symbols = set(self._symbols())
+        return any(isinstance(d, Dim) and d not in symbols for e in t.shape for d in free(e))
+
+    def _arena(self) -> tuple[tuple[Step, ...], Expr]:
+        lives: dict[Tensor, _Life] = {}
+        for n, s in enumerate(self.steps):
+            used: list[Tensor] = []
+            if isinstance(s, Call):
+                used = [self.home(t) for v in s.variants for t in v.arguments]
+            elif isinstance(s, Define):
+                used = [self.home(x.source) for x in access.loads(s.value)]
+            for t in used:
+                if t in self.places or t.data is not None:
+                    continue
+                life = lives.setdefault(t, _Life(t, n, n))
+                life.last = n
+        late = [x for x in lives.values() if self._late_known(x.tensor)]
+        early = [x for x in lives.values() if not self._late_known(x.tensor)]
+        for k, x in enumerate(late):
+            self.places[x.tensor] = Place("temp", k)
+        arena = self._static(early) if all(isinstance(bytes_of(x.tensor), Const) for x in early) else self._slots(early)
+        fresh_outputs = {self.home(t) for t in self.program.outputs if self._late_known(t)}
+        steps: list[Step] = []
+        made: set[Tensor] = set()
+        for n, s in enumerate(self.steps):
+            if isinstance(s, Call):
+                used = list(dict.fromkeys(self.home(t) for v in s.variants for t in v.arguments))
+                fresh = [t for t in used if t not in made and (t in fresh_outputs or any(x.tensor is t for x in late))]
+                made.update(fresh)
+                release = [x.tensor for x in late if x.last == n]
+                s = Call(s.variants, tuple(fresh), tuple(release))
+            steps.append(s)
+        return tuple(steps), arena
+
+    def _static(self, lives: list[_Life]) -> Expr:
+        placed: list[tuple[int, int, _Life]] = []
+        top = 0
+        for x in sorted(lives, key=lambda x: (-(ix.number(bytes_of(x.tensor)) or 0), x.first)):
+            size = ix.number(bytes_of(x.tensor)) or ALIGN
+            at = 0
+            for offset, end, other in sorted(placed, key=lambda p: p[0]):
+                if other.first > x.last or other.last < x.first:
+                    continue
+                if at + size <= offset:
+                    break
+                at = max(at, end)
+            placed.append((at, at + size, x))
+            top = max(top, at + size)
+            self.places[x.tensor] = Place("arena", 0, const(at))
+        return const(top)
+
+    def _slots(self, lives: list[_Life]) -> Expr:
+        slots: list[tuple[int, list[Tensor]]] = []  # last step of the slot's user, users
+        for x in sorted(lives, key=lambda x: x.first):
+            size = _nominal(bytes_of(x.tensor))
+            open_ = [s for s in range(len(slots)) if slots[s][0] < x.first]
+            best = min(open_, key=lambda s: abs(max(_nominal(bytes_of(t)) for t in slots[s][1]) - size), default=None)
+            if best is None:
+                slots.append((x.last, [x.tensor]))
+            else:
+                slots[best] = (x.last, [*slots[best][1], x.tensor])
+        at: Expr = as_expr(0)
+        for _, users in slots:
+            sizes = list(dict.fromkeys(bytes_of(t) for t in users))
+            size = sizes[0]
+            for other in sizes[1:]:
+                size = apply("max", size, other)
+            for t in users:
+                self.places[t] = Place("arena", 0, at)
+            at = at + size
+        return at
+
+    # ---- weights ------------------------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> tuple[int, tuple[PrepareStep, ...]]:
+        wanted: dict[Tensor, None] = {}
+        for s in self.steps:
+            used = [t for v in s.variants for t in v.arguments] if isinstance(s, Call) else []
+            if isinstance(s, Define):
+                used = [x.source for x in access.loads(s.value)]
+            for t in used:
+                if t.data is not None or t in self.fixed:
+                    wanted[t] = None
+        total = 0
+        for t in wanted:
+            self.places[t] = Place("weights", 0, const(total))
+            total += ix.number(bytes_of(t)) or ALIGN
+        steps = [PrepareStep((t,), (), (t,)) for t in wanted if t.data is not None]
+        return total, (*steps, *self._packing(set(wanted)))
+
+    def _packing(self, wanted: set[Tensor]) -> list[PrepareStep]:
+        """Constant groups, joined where one reads what another makes."""
+        maker = {t: g for g in self.early for t in g.outs}
+        needed: set[Group] = set()
+        pending = [maker[t] for t in wanted if t in maker]
+        while pending:
+            g = pending.pop()
+            if g not in needed:
+                needed.add(g)
+                pending.extend(maker[t] for s in g.stages for t in stage_reads(s) if t in maker and maker[t] is not g)
+        leader = {g: g for g in needed}
+
+        def find(g: Group) -> Group:
+            while leader[g] is not g:
+                g = leader[g]
+            return g
+
+        for g in needed:
+            for s in g.stages:
+                for t in stage_reads(s):
+                    if t in maker and maker[t] in needed:
+                        leader[find(maker[t])] = find(g)
+        together: dict[Group, list[Group]] = {}
+        for g in self.early:
+            if g in needed:
+                together.setdefault(find(g), []).append(g)
+        out = []
+        for members in together.values():
+            calls = tuple(Call(self.lowered(g)) for g in members)
+            raw = dict.fromkeys(t for c in calls for v in c.variants for t in v.arguments if t.data is not None)
+            temps = {t for c in calls for v in c.variants for t in v.arguments if t.data is None and t not in wanted}
+            for k, t in enumerate(sorted(temps, key=lambda t: t.uid)):
+                self.places.setdefault(t, Place("temp", k))
+            out.append(PrepareStep(tuple(raw), calls))
+        return out
+
+
+def _nominal(e: Expr) -> int:
+    """A size with every symbol at its nominal value."""
+    out = substitute(e, {d: const(NOMINAL) for d in free(e)})
+    return ix.number(out) or ALIGN
+
+
+def build_plan(program: Program, groups: Sequence[Group], lowered: Lowered) -> Plan:
+    """The plan of a grouped program; `lowered` gives the kernel variants of a group."""
+    return _Planner(program, groups, lowered).build()
+
+
+def arguments(kernel: Kernel) -> tuple[Tensor, ...]:
+    """The tensors of a lowered kernel's parameters, in order."""
+    tensors = kernel.notes["tensors"]
+    assert isinstance(tensors, dict)
+    return tuple(tensors[b] for b in kernel.params)
+
+

@@ -1,0 +1,307 @@
+"""Graph to tensor program: every node becomes the stages that its operator's definition returns."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from fusile.errors import Gap, InvalidModelError, UnsupportedError
+from fusile.ir import index as ix
+from fusile.ir.expr import Axis, Const, Dim, Expr, Guard, Load, Reduce, const, dim, nodes, substitute
+from fusile.ir.tensor import Compute, Program, Tensor, as_shape, collect, stage_reads
+from fusile.ir.types import BY_CODE
+from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsupported, call
+
+MOST_KNOWN = 256
+"""Tensors up to this many elements are followed as expressions over dims (shape arithmetic)."""
+MOST_CONSTANT = 1024
+"""Integer constants up to this many elements belong to the structure of a model; larger ones are weights."""
+
+__all__ = ["defined", "infer", "lower", "parse_dim"]
+
+
+def defined(domain: str, name: str) -> bool:
+    """Whether an operator has a definition."""
+    _load_definitions()
+    return (domain, name) in OPERATORS
+
+
+def _load_definitions() -> None:
+    import fusile.kernels.families  # noqa: F401  (fills the table)
+
+
+def parse_dim(d: object) -> Expr:
+    """A dimension of the graph as an expression: an int, or a symbol such as `batch` or `past + 1`."""
+    if isinstance(d, int):
+        return const(d)
+    text = str(getattr(d, "value", d))
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError):
+        return dim(text)
+    found = _dim_of(tree)
+    return found if found is not None else dim(text)
+
+
+def _dim_of(tree: ast.expr) -> Expr | None:
+    match tree:
+        case ast.Name(id=name):
+            return dim(name)
+        case ast.Constant(value=int(value)):
+            return const(value)
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() as operator, right=right):
+            a, b = _dim_of(left), _dim_of(right)
+            if a is None or b is None:
+                return None
+            return (
+                a + b if isinstance(operator, ast.Add) else a - b if isinstance(operator, ast.Sub) else a * b
+            )
+    return None
+
+
+class _Lowering:
+    """One walk over a graph; collects every gap before it refuses."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.tensors: dict[str, Tensor] = {}
+        self.gaps: list[Gap] = []
+        self.ctx = Context("")
+
+    def run(self) -> Program:
+        graph = self.model.graph
+        inputs = [self._input(v) for v in graph.inputs]
+        for v in graph.initializers.values():
+            self._constant(v)
+        for node in graph:
+            self._node(node)
+        if self.gaps:
+            raise UnsupportedError(self.gaps)
+        outputs = [self._output(v) for v in graph.outputs]
+        return Program(
+            graph.name or "model",
+            tuple(inputs),
+            tuple(outputs),
+            tuple(str(v.name) for v in graph.outputs),
+            collect([*outputs, *self._needed()]),
+            tuple(self.ctx.dim_definitions),
+            tuple(self.ctx.requirements),
+        )
+
+    def _needed(self) -> list[Tensor]:
+        """Tensors that sizes read when run."""
+        return [n.source for d in self.ctx.dim_definitions for n in nodes(d.value) if isinstance(n, Load)]
+
+    def _input(self, value: ir.Value) -> Tensor:
+        if value.dtype is None or value.shape is None:
+            raise UnsupportedError(
+                [
+                    Gap(
+                        "Input",
+                        "",
+                        str(value.name),
+                        0,
+                        "an input without a tensor type and a rank",
+                        "give the input a shape in the model",
+                    )
+                ]
+            )
+        t = Tensor(str(value.name), BY_CODE[int(value.dtype)], as_shape(parse_dim(d) for d in value.shape))
+        self.tensors[t.name] = t
+        return t
+
+    def _constant(self, value: ir.Value) -> None:
+        held = value.const_value
+        if held is None:
+            raise InvalidModelError(f"the initialiser {value.name!r} has no data")
+        shape = tuple(int(n) for n in held.shape.numpy())
+        t = Tensor(str(value.name), BY_CODE[int(held.dtype)], as_shape(shape), data=held.numpy)
+        size = int(np.prod(shape)) if shape else 1
+        if (t.dtype.kind in "iub" and t.dtype.bits >= 8 and size <= MOST_CONSTANT) or (
+            t.dtype.kind == "f" and size <= 1
+        ):
+            t.known = tuple(
+                const(v, t.dtype)
+                for v in held.numpy().astype(np.float64 if t.dtype.kind == "f" else np.int64).ravel().tolist()
+            )
+        self.tensors[t.name] = t
+
+    def _node(self, node: ir.Node) -> None:
+        definition = OPERATORS.get((node.domain, node.op_type))
+        where = (node.op_type, node.domain, str(node.name), self.model.opset_imports.get(node.domain, 0))
+        inputs = [None if v is None else self.tensors.get(str(v.name)) for v in node.inputs]
+        if definition is None:
+            self.gaps.append(
+                Gap(
+                    *where,
+                    "no definition of this operator",
+                    "see docs/support.md; an operator is one function in kernels/",
+                )
+            )
+            return
+        if any(v is not None and t is None for v, t in zip(node.inputs, inputs, strict=True)):
+            return  # downstream of a gap that is already listed
+        self.ctx.site = str(node.name)
+        try:
+            results = call(definition, self.ctx, inputs, _attributes(node), len(node.outputs))
+        except Unsupported as e:
+            self.gaps.append(Gap(*where, e.reason, e.way_out))
+            return
+        except (Malformed, TypeError, ValueError, IndexError) as e:
+            if isinstance(e, Malformed):
+                raise InvalidModelError(f"node {node.name!r} ({node.op_type}): {e}") from None
+            raise InvalidModelError(
+                f"node {node.name!r} ({node.op_type}) does not fit its inputs {', '.join(map(repr, inputs))}: {e}"
+            ) from e
+        self._bind(node, inputs, results)
+
+    def _bind(self, node: ir.Node, inputs: list[Tensor | None], results: tuple[Tensor | None, ...]) -> None:
+        stops = {t for t in inputs if t is not None}
+        for value, t in zip(node.outputs, results, strict=False):
+            if t is None:
+                continue
+            if t not in stops:
+                _name_stages(t, stops, str(node.name), node.op_type, str(value.name))
+            if t.known is None:
+                t.known = known_elements(t)
+            self.tensors[str(value.name)] = t
+
+    def _output(self, value: ir.Value) -> Tensor:
+        t = self.tensors.get(str(value.name))
+        if t is None:
+            raise InvalidModelError(f"the output {value.name!r} is not produced by any node")
+        return t
+
+
+def _attributes(node: ir.Node) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, a in node.attributes.items():
+        if a.is_ref():
+            continue
+        match a.type:
+            case ir.AttributeType.TENSOR:
+                out[name] = a.as_tensor().numpy()
+            case ir.AttributeType.INTS | ir.AttributeType.FLOATS | ir.AttributeType.STRINGS:
+                out[name] = tuple(a.value)
+            case _:
+                out[name] = a.value
+    return out
+
+
+def _name_stages(t: Tensor, stops: set[Tensor], origin: str, op: str, name: str) -> None:
+    """Say on every new stage which node it came from; the last takes the value's name."""
+    pending = [t]
+    seen: set[Tensor] = set()
+    while pending:
+        x = pending.pop()
+        if x in seen or x in stops or x.stage is None or x.stage.origin:
+            continue
+        seen.add(x)
+        object.__setattr__(x.stage, "origin", origin)
+        object.__setattr__(x.stage, "op", op)
+        x.name = name if x is t else f"{name}.{x.name}"
+        pending.extend(stage_reads(x.stage))
+
+
+def known_elements(t: Tensor) -> tuple[Expr, ...] | None:
+    """The elements of a small tensor as expressions over dims, where all that it is made of is known; else None."""
+    if t.known is not None:
+        return t.known
+    stage = t.stage
+    count = ix.number(t.size)
+    if (
+        not isinstance(stage, Compute)
+        or count is None
+        or count > MOST_KNOWN
+        or t.dtype.kind not in "iubf"
+        or t.dtype.bits < 8
+    ):
+        return None
+    if any(known_elements(r) is None for r in stage_reads(stage)):
+        return None
+    extents = [ix.number(a.extent) or 0 for a in stage.axes]
+    out = []
+    for at in np.ndindex(*extents):
+        mapping: dict[Expr, Expr] = {a: const(n) for a, n in zip(stage.axes, at, strict=True)}
+        element = _element(stage.body, mapping)
+        if element is None:
+            return None
+        out.append(element)
+    t.known = tuple(out)
+    return t.known
+
+
+def _element(body: Expr, mapping: Mapping[Expr, Expr]) -> Expr | None:
+    failed = False
+
+    def read(x: Load) -> Expr:
+        nonlocal failed
+        known = known_elements(x.source)
+        flat = 0
+        for i, n in zip(x.index, x.source.shape, strict=True):
+            at, extent = ix.number(i), ix.number(n)
+            if at is None or extent is None:
+                failed = True
+                return x
+            flat = flat * extent + min(max(at, 0), max(extent - 1, 0))
+        if known is None or flat >= len(known):
+            failed = True
+            return x
+        return known[flat]
+
+    if isinstance(body, Reduce):
+        from fusile.ir.expr import REDUCTIONS, apply
+        from fusile.ir.interpret import identity
+
+        total: Expr = const(identity(body.kind, body.dtype), body.dtype)
+        sizes = [ix.number(substitute(a.extent, mapping)) for a in body.axes]
+        if any(n is None or n > MOST_KNOWN for n in sizes):
+            return None
+        for at in np.ndindex(*[n or 0 for n in sizes]):
+            inner = _element(
+                body.body, {**mapping, **{a: const(k) for a, k in zip(body.axes, at, strict=True)}}
+            )
+            if inner is None:
+                return None
+            total = apply(REDUCTIONS[body.kind], total, inner)
+        return total
+    out = substitute(body, mapping, read)
+    if failed or any(isinstance(n, (Load, Axis)) for n in nodes(out)):
+        return None
+    if any(isinstance(n, Guard) for n in nodes(out)):
+        return None
+    return out
+
+
+def lower(model: ir.Model) -> Program:
+    """The tensor program of a canonical graph. Raises UnsupportedError with every gap at once, InvalidModelError for a node that cannot be."""
+    _load_definitions()
+    return _Lowering(model).run()
+
+
+def infer(model: ir.Model) -> None:
+    """Fill in shape and dtype of every value of the graph from the operators' definitions. Values behind a gap keep what they had."""
+    _load_definitions()
+    walk = _Lowering(model)
+    graph = model.graph
+    for v in graph.inputs:
+        walk._input(v)
+    for v in graph.initializers.values():
+        walk._constant(v)
+    for node in graph:
+        walk._node(node)
+        for value in node.outputs:
+            t = walk.tensors.get(str(value.name))
+            if t is not None:
+                value.dtype = ir.DataType(t.dtype.code)
+                value.shape = ir.Shape([_graph_dim(e) for e in t.shape])
+
+
+def _graph_dim(e: Expr) -> int | ir.SymbolicDim:
+    if isinstance(e, Const):
+        return int(e.value)
+    return ir.SymbolicDim(e.name if isinstance(e, Dim) else repr(e))

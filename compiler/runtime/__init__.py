@@ -1,0 +1,1 @@
+"""Running compiled models: module loading, the artefact cache, workers and host values."""

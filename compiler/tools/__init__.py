@@ -1,0 +1,1 @@
+"""Tools around a compiled model: verify, bench, explain, reduce."""

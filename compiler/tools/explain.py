@@ -1,0 +1,97 @@
+"""check and explain: reports of the driver as tables and sentences for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from fusile.errors import show_names
+from fusile.report import CheckReport, ExplainReport
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_SHOWN_REFUSALS = 40
+
+
+def amount(number: int | None, unit: str = "B") -> str:
+    """A count with a decimal prefix: 1.6 MB; a question mark where it is not known."""
+    if number is None:
+        return "?"
+    value = float(number)
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(value) < 1000:
+            return f"{value:.0f} {unit}" if not prefix else f"{value:.1f} {prefix}{unit}"
+        value /= 1000
+    return f"{value:.1f} P{unit}"
+
+
+def check_lines(report: CheckReport) -> Iterator[RenderableType]:
+    """A CheckReport: ports, size, operators, and what stands in the way."""
+    verdict = ("can be compiled", "green") if report.supported else ("is not supported", "red")
+    yield Text.assemble(f"{report.model} ", verdict, f" for {report.target}")
+    for title, ports in (("inputs", report.inputs), ("outputs", report.outputs)):
+        for port in ports:
+            yield Text(f"  {title[:-1]:7} {port}")
+    work = (
+        f"{amount(report.flops, 'FLOP')} per run" if report.flops is not None else "work depends on the sizes"
+    )
+    yield Text(
+        f"  {report.nodes} nodes, {amount(report.parameters, '')}parameters "
+        f"in {amount(report.weight_bytes)}, {work}"
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    table.add_column("  operator")
+    table.add_column("nodes", justify="right")
+    table.add_column("")
+    for use in sorted(report.operators, key=lambda use: (use.supported, -use.count, use.name)):
+        table.add_row(Text(f"  {use.name}"), str(use.count), Text("" if use.supported else "no", "red"))
+    yield table
+    for gap in report.gaps:
+        yield Text(f"  {gap}", "red")
+    for note in report.notes:
+        yield Text(f"  {note}")
+
+
+def explain_lines(report: ExplainReport) -> Iterator[RenderableType]:
+    """An ExplainReport: kernels with their work, why groups were made, and what was refused."""
+    memory = f"{amount(report.weight_bytes)} of weights, {amount(report.arena_bytes)} of working memory"
+    yield Text(
+        f"{report.model} for {report.target} at -O{report.opt_level}: "
+        f"{len(report.kernels)} kernels, {memory}; "
+        f"fusion saves {amount(report.saved_bytes)} of memory traffic per run"
+    )
+    table = Table(show_lines=False)
+    for column in ("kernel", "nodes", "schedule"):
+        table.add_column(column, overflow="fold")
+    for column in ("work", "reads", "writes"):
+        table.add_column(column, justify="right")
+    for kernel in report.kernels:
+        table.add_row(
+            Text(kernel.name),
+            Text(_nodes(kernel.nodes, kernel.operators)),
+            Text("\n".join(kernel.schedule)),
+            amount(kernel.flops, "FLOP"),
+            amount(kernel.bytes_read),
+            amount(kernel.bytes_written),
+        )
+    yield table
+    for group in report.groups:
+        yield Text(
+            f"group {group.kernel} = {show_names(group.nodes)}: {group.why} "
+            f"(saves {amount(group.saved_bytes)})"
+        )
+    for refusal in report.refusals[:_SHOWN_REFUSALS]:
+        yield Text(f"no {refusal.what} of {show_names(refusal.nodes)}: {refusal.why}")
+    if len(report.refusals) > _SHOWN_REFUSALS:
+        yield Text(f"and {len(report.refusals) - _SHOWN_REFUSALS} more refusals (--json lists them all)")
+    for note in report.notes:
+        yield Text(note)
+
+
+def _nodes(nodes: tuple[str, ...], operators: tuple[str, ...]) -> str:
+    """`Conv, Relu (conv1, relu1)`, cut where it grows long."""
+    return f"{', '.join(operators[:8])}{', …' if len(operators) > 8 else ''}\n{show_names(nodes, 3)}"

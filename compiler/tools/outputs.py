@@ -1,0 +1,58 @@
+"""Where results are written: nothing that fusile did not write itself is ever overwritten unasked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from fusile.errors import UsageError
+
+_MARK = b"fusile"
+_HEAD = 4096
+_BINARY = (".so", ".dylib", ".dll", ".safetensors", ".o", ".weights", ".bin")
+
+
+def claim(paths: Iterable[str | os.PathLike[str]], force: bool) -> None:
+    """See that files may be written. Raises UsageError for a file that somebody else wrote, unless forced.
+
+    A text file is ours where its head says so; a library or a weights file where a text file of ours
+    lies beside it under the same stem, or as the model.py of the folder.
+    """
+    if force:
+        return
+    for path in map(Path, paths):
+        if path.is_dir():
+            raise UsageError(f"{str(path)!r} is a folder, not a file")
+        if path.exists() and not _is_ours(path):
+            raise UsageError(
+                f"{str(path)!r} exists and was not written by fusile",
+                todo="Give another name with -o, or overwrite it with --force",
+            )
+
+
+def claim_folder(folder: str | os.PathLike[str], names: Iterable[str], force: bool) -> Path:
+    """See that a folder may receive files of these names, and make it."""
+    place = Path(folder)
+    if place.exists() and not place.is_dir():
+        raise UsageError(f"{str(place)!r} is a file, not a folder", todo="Give the name of a folder with -o")
+    claim([place / name for name in names], force)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"The folder {str(place)!r} cannot be made", why=error.strerror) from error
+    return place
+
+
+def beside(library: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """A native module's library and the files that are written beside it."""
+    path = Path(library)
+    return (path, path.with_suffix(".h"), path.with_suffix(".py"))
+
+
+def _is_ours(path: Path) -> bool:
+    if path.suffix in _BINARY:
+        texts = (path.with_suffix(".h"), path.with_suffix(".py"), path.parent / "model.py")
+        return any(text.is_file() and _is_ours(text) for text in texts)
+    with path.open("rb") as file:
+        return _MARK in file.read(_HEAD)

@@ -1,0 +1,183 @@
+"""The operator table: every ONNX operator that fusile knows, defined once as a function that returns tensors.
+
+    @op("Relu")
+    def relu(x: Tensor) -> Tensor:
+        return compute(x.shape, lambda *i: maximum(x[i], 0))
+
+Positional parameters are the operator's inputs (an absent optional one is None; `*xs` where they are variadic); keyword-only ones are its
+attributes, by ONNX's names. A first parameter called `ctx` receives the Context, `outputs` the number of outputs that the node asks for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fusile.ir.expr import Const, Expr, apply, as_expr, cast, const, dim
+from fusile.ir.tensor import DimDefinition, Requirement, Tensor
+from fusile.ir.types import I64
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """A definition: the function and how to call it."""
+
+    domain: str
+    name: str
+    function: Callable[..., Any]
+    takes_context: bool
+    takes_outputs: bool
+    attributes: frozenset[str]
+    inputs: int | None
+    required: int
+
+
+OPERATORS: dict[tuple[str, str], Operator] = {}
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Unsupported(Exception):
+    """Raised by a definition for what it does not cover: `reason`, and a `way_out` for the user."""
+
+    def __init__(self, reason: str, way_out: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.way_out = way_out
+
+
+class Malformed(Exception):
+    """Raised by a definition for a node that no operator of this name can be (wrong rank, sizes that do not fit, …)."""
+
+
+@dataclass(slots=True)
+class Context:
+    """What a definition may ask of the program under construction. `site` is the ONNX node's name."""
+
+    site: str
+    dim_definitions: list[DimDefinition] = field(default_factory=list)
+    requirements: list[Requirement] = field(default_factory=list)
+    runtime: dict[Tensor, tuple[Expr, ...]] = field(default_factory=dict)
+
+    def size(self, value: Expr, hint: str = "n") -> Expr:
+        """A size known only when run: a new symbolic dim defined as `value` (which may load tensors). Refused below 0 when run."""
+        made = dim(f"{hint}_{self.site}_{len(self.dim_definitions)}")
+        self.dim_definitions.append(DimDefinition(made, value, self.site))
+        return made
+
+    def require(self, condition: Expr, reason: str) -> None:
+        """Check a condition on dims when run. Raises Malformed at once where it is known to be false."""
+        if isinstance(condition, Const):
+            if not condition.value:
+                raise Malformed(reason)
+        elif all(r.condition is not condition for r in self.requirements):
+            self.requirements.append(Requirement(condition, self.site, reason))
+
+    def values(self, t: Tensor) -> tuple[Expr, ...]:
+        """The elements of a small integer tensor as expressions: known ones as they are, others read when run (as scalars of the plan)."""
+        from fusile.ir import index as ix
+
+        if t.known is not None:
+            from fusile.kernels.shapes import exact
+
+            return tuple(exact(v) if v.dtype.is_int else v for v in t.known)
+        if t in self.runtime:
+            return self.runtime[t]
+        count = ix.number(t.size)
+        if count is None or count > 64 or t.rank > 1 or not t.dtype.is_int:
+            raise Unsupported(
+                f"needs the value of {t.name} while compiling, which is worked out by the model",
+                "fix the input by `--dims` or fold it into a constant",
+            )
+        indices = [(k,) if t.rank else () for k in range(count)]
+        found = tuple(self._scalar(cast(t[i], I64), f"{t.name}{k}") for k, i in enumerate(indices))
+        self.runtime[t] = found
+        return found
+
+    def numbers(self, t: Tensor | None, what: str) -> tuple[int, ...]:
+        """The elements of an integer tensor that shapes the code itself, such as axes; none where it is absent.
+
+        Raises Unsupported where they are not known while compiling.
+        """
+        from fusile.ir import index as ix
+
+        if t is None:
+            return ()
+        found = [ix.number(v) for v in self.values(t)] if t.known is not None else [None]
+        if any(n is None for n in found):
+            raise Unsupported(f"{what} ({t.name}) is not a constant", "fold the input into a constant")
+        return tuple(n for n in found if n is not None)
+
+    def floats(self, t: Tensor) -> tuple[float, ...] | None:
+        """The elements of a small constant float tensor that shapes the code itself, such as scales; None where it is worked out."""
+        if t.known is None and t.data is not None:
+            array = t.data()
+            if array.size <= 64:
+                t.known = tuple(const(v, t.dtype) for v in array.astype("float64").ravel().tolist())
+        if t.known is None or not all(isinstance(v, Const) for v in t.known):
+            return None
+        return tuple(float(v.value) for v in t.known if isinstance(v, Const))
+
+    def extent(self, value: Expr, hint: str = "n") -> Expr:
+        """A size given by an expression: itself where it is provably at least 0, else checked when run. Raises Malformed below 0."""
+        from fusile.ir import index as ix
+
+        known = ix.number(value)
+        if known is not None and known < 0:
+            raise Malformed(f"a size is negative: {known}")
+        return value if ix.nonnegative(ix.poly(value)) else self.size(value, hint)
+
+    def _scalar(self, value: Expr, hint: str) -> Expr:
+        """A value read when run that may be negative: kept as a difference of two sizes, so that dims stay at least 0."""
+        up = self.size(apply("max", value, as_expr(0)), hint + "_up")
+        down = self.size(apply("max", -value, as_expr(0)), hint + "_down")
+        return up - down
+
+
+def op(name: str, domain: str = "") -> Callable[[F], F]:
+    """Register a definition under an ONNX operator's name."""
+
+    def register(function: F) -> F:
+        parameters = list(inspect.signature(function).parameters.values())
+        takes_context = bool(parameters) and parameters[0].name == "ctx"
+        positional = [p for p in parameters[takes_context:] if p.kind is p.POSITIONAL_OR_KEYWORD]
+        variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        attributes = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        OPERATORS[(domain, name)] = Operator(
+            domain,
+            name,
+            function,
+            takes_context,
+            "outputs" in attributes,
+            frozenset(attributes - {"outputs"}),
+            None if variadic else len(positional),
+            sum(p.default is p.empty for p in positional),
+        )
+        return function
+
+    return register
+
+
+def call(
+    definition: Operator,
+    ctx: Context,
+    inputs: Sequence[Tensor | None],
+    attributes: Mapping[str, Any],
+    outputs: int,
+) -> tuple[Tensor | None, ...]:
+    """Run a definition on tensors. Raises Malformed or Unsupported."""
+    given = list(inputs)
+    if definition.inputs is not None:
+        if any(x is not None for x in given[definition.inputs :]):
+            raise Malformed(f"takes at most {definition.inputs} inputs, has {len(given)}")
+        given = given[: definition.inputs]
+    if len(given) < definition.required or any(x is None for x in given[: definition.required]):
+        raise Malformed(
+            f"takes at least {definition.required} inputs, has {sum(x is not None for x in given)}"
+        )
+    keywords = {k: v for k, v in attributes.items() if k in definition.attributes}
+    if definition.takes_outputs:
+        keywords["outputs"] = outputs
+    result = definition.function(*([ctx] if definition.takes_context else []), *given, **keywords)
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)

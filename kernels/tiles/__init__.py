@@ -1,0 +1,1 @@
+"""Tile bodies: inner loops with an implementation for one instruction set."""

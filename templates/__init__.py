@@ -1,0 +1,1 @@
+"""Jinja2 frames of the files that fusile writes."""

@@ -1,0 +1,116 @@
+"""What importing fusile loads, and what its namespace holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = [
+    "onnx",
+    "onnx_ir",
+    "numba",
+    "llvmlite",
+    "onnxruntime",
+    "torch",
+    "tensorflow",
+    "keras",
+    "ml_dtypes",
+    "jinja2",
+    "rich",
+    "typer",
+    "safetensors",
+]
+
+
+def python(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_loads_numpy_and_the_standard_library_only() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import fusile; dir(fusile)\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*sorted(new - set(sys.stdlib_module_names) - {'fusile', 'numpy'}))"
+    )
+    assert python(code).split() == []
+
+
+@pytest.mark.parametrize("name", ["InferenceSession", "SessionOptions", "OrtValue", "compile", "Options"])
+def test_names_load_nothing_heavy(name: str) -> None:
+    code = f"import sys, fusile; fusile.{name}; print(*(m for m in {HEAVY} if m in sys.modules))"
+    assert python(code).split() == []
+
+
+def test_every_public_name_is_there() -> None:
+    import fusile
+
+    for name in dir(fusile):
+        assert getattr(fusile, name) is not None or name in ("__file__",)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        fusile.no_such_name  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_fusile_takes_onnxruntimes_name() -> None:
+    code = """
+import fusile
+module = fusile.as_onnxruntime()
+import importlib.util, onnxruntime, onnxruntime as ort
+from onnxruntime import InferenceSession, SessionOptions
+from onnxruntime.capi import _pybind_state as C
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, NoSuchFile
+assert ort is module is fusile.as_onnxruntime()
+assert InferenceSession is fusile.InferenceSession is C.InferenceSession
+assert tuple(map(int, ort.__version__.split("."))) > (1, 20)
+assert importlib.util.find_spec("onnxruntime") is not None
+try:
+    InferenceSession("/nowhere.onnx")
+except NoSuchFile as error:
+    print(error)
+"""
+    assert python(code).startswith("[ONNXRuntimeError] : 3 : NO_SUCHFILE")
+
+
+def test_the_name_is_not_taken_from_the_real_one() -> None:
+    code = """
+import onnxruntime, fusile
+try:
+    fusile.as_onnxruntime()
+except fusile.UsageError as error:
+    print(error)
+"""
+    assert "imported already" in python(code)
+
+
+def test_verify_does_not_compare_fusile_with_itself() -> None:
+    code = """
+import fusile
+fusile.as_onnxruntime()
+from fusile.tools.engines import onnxruntime
+try:
+    onnxruntime()
+except fusile.UsageError as error:
+    print(error)
+"""
+    assert "no reference" in python(code)
+
+
+def test_scripts_run_with_the_name_taken(tmp_path: Path) -> None:
+    script = tmp_path / "app.py"
+    script.write_text(
+        "import sys, onnxruntime, helper\nprint(onnxruntime.InferenceSession.__module__, sys.argv[1:], __name__)\n"
+    )
+    (tmp_path / "helper.py").write_text("")
+    command = [sys.executable, "-m", "fusile.as_onnxruntime", str(script), "--flag", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "fusile.session ['--flag', '1'] __main__", done.stderr
+    done = subprocess.run(
+        [*command[:3], "nowhere.py"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, "no script" in done.stderr) == (2, True)
