@@ -347,7 +347,6 @@ def cache(context: typer.Context, as_json: Json = False) -> None:
 def cache_clear(as_json: Json = False) -> None:
     """Remove everything from the cache."""
     from fusile.runtime.cache import open_cache
-
     from fusile.tools.explain import amount
 
     freed = open_cache().clear()

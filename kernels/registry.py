@@ -4,8 +4,9 @@
     def relu(x: Tensor) -> Tensor:
         return compute(x.shape, lambda *i: maximum(x[i], 0))
 
-Positional parameters are the operator's inputs (an absent optional one is None; `*xs` where they are variadic); keyword-only ones are its
-attributes, by ONNX's names. A first parameter called `ctx` receives the Context, `outputs` the number of outputs that the node asks for.
+Positional parameters are the operator's inputs (an absent optional one is None; `*xs` where they are
+variadic); keyword-only ones are its attributes, by ONNX's names. A first parameter called `ctx` receives the
+Context, `outputs` the number of outputs that the node asks for.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Unsupported(Exception):
 
 
 class Malformed(Exception):
-    """Raised by a definition for a node that no operator of this name can be (wrong rank, sizes that do not fit, …)."""
+    """Raised by a definition for a node that no operator of this name can be (wrong rank, sizes that do not
+    fit, …).
+    """
 
 
 @dataclass(slots=True)
@@ -61,7 +64,10 @@ class Context:
     runtime: dict[Tensor, tuple[Expr, ...]] = field(default_factory=dict)
 
     def size(self, value: Expr, hint: str = "n") -> Expr:
-        """A size known only when run: a new symbolic dim defined as `value` (which may load tensors). Refused below 0 when run."""
+        """A size known only when run: a new symbolic dim defined as `value` (which may load tensors).
+
+        Refused below 0 when run.
+        """
         made = dim(f"{hint}_{self.site}_{len(self.dim_definitions)}")
         self.dim_definitions.append(DimDefinition(made, value, self.site))
         return made
@@ -75,7 +81,9 @@ class Context:
             self.requirements.append(Requirement(condition, self.site, reason))
 
     def values(self, t: Tensor) -> tuple[Expr, ...]:
-        """The elements of a small integer tensor as expressions: known ones as they are, others read when run (as scalars of the plan)."""
+        """The elements of a small integer tensor as expressions: known ones as they are, others read when run
+        (as scalars of the plan).
+        """
         from fusile.ir import index as ix
 
         if t.known is not None:
@@ -96,7 +104,8 @@ class Context:
         return found
 
     def numbers(self, t: Tensor | None, what: str) -> tuple[int, ...]:
-        """The elements of an integer tensor that shapes the code itself, such as axes; none where it is absent.
+        """The elements of an integer tensor that shapes the code itself, such as axes; none where it is
+        absent.
 
         Raises Unsupported where they are not known while compiling.
         """
@@ -110,7 +119,9 @@ class Context:
         return tuple(n for n in found if n is not None)
 
     def floats(self, t: Tensor) -> tuple[float, ...] | None:
-        """The elements of a small constant float tensor that shapes the code itself, such as scales; None where it is worked out."""
+        """The elements of a small constant float tensor that shapes the code itself, such as scales; None
+        where it is worked out.
+        """
         if t.known is None and t.data is not None:
             array = t.data()
             if array.size <= 64:
@@ -120,7 +131,10 @@ class Context:
         return tuple(float(v.value) for v in t.known if isinstance(v, Const))
 
     def extent(self, value: Expr, hint: str = "n") -> Expr:
-        """A size given by an expression: itself where it is provably at least 0, else checked when run. Raises Malformed below 0."""
+        """A size given by an expression: itself where it is provably at least 0, else checked when run.
+
+        Raises Malformed below 0.
+        """
         from fusile.ir import index as ix
 
         known = ix.number(value)
@@ -129,7 +143,9 @@ class Context:
         return value if ix.nonnegative(ix.poly(value)) else self.size(value, hint)
 
     def _scalar(self, value: Expr, hint: str) -> Expr:
-        """A value read when run that may be negative: kept as a difference of two sizes, so that dims stay at least 0."""
+        """A value read when run that may be negative: kept as a difference of two sizes, so that dims stay at
+        least 0.
+        """
         up = self.size(apply("max", value, as_expr(0)), hint + "_up")
         down = self.size(apply("max", -value, as_expr(0)), hint + "_down")
         return up - down

@@ -54,7 +54,10 @@ def _plainness(e: Expr) -> tuple[bool, int]:
 
 
 def broadcast(ctx: Context, *shapes: Shape) -> Shape:
-    """The common shape, as numpy broadcasts. Different symbols are required to be equal when run. Raises Malformed where sizes do not fit."""
+    """The common shape, as numpy broadcasts.
+
+    Different symbols are required to be equal when run. Raises Malformed where sizes do not fit.
+    """
     rank = max(len(s) for s in shapes)
     out: list[Expr] = []
     for k in range(rank):
@@ -91,7 +94,8 @@ def flat_index(index: Sequence[Expr], shape: Shape) -> Expr:
 def reshape_index(index: Sequence[Expr], old: Shape, new: Shape) -> tuple[Expr, ...]:
     """The index into shape `old` of the element at `index` of shape `new`: row-major order kept.
 
-    Dimensions are matched in groups of equal product first, so that only groups that really change meet division and remainder.
+    Dimensions are matched in groups of equal product first, so that only groups that really change meet
+    division and remainder.
     """
     out: list[Expr] = []
     i = j = 0
@@ -143,7 +147,7 @@ def _unflatten(flat: Expr, shape: Shape) -> list[Expr]:
 
 
 def reshaped(x: Tensor, shape: Shape, name: str = "reshape") -> Tensor:
-    """x under another shape of as many elements, as one stage with one load; x itself where nothing changes."""
+    """x under another shape of as many elements, as a stage of one load; x itself where nothing changes."""
     if len(shape) == x.rank and all(a is b for a, b in zip(shape, x.shape, strict=True)):
         return x
     return compute(shape, lambda *i: x[reshape_index(i, x.shape, shape)], name=name)
@@ -156,7 +160,10 @@ def padded(
     fill: Number | Expr,
     name: str = "pad",
 ) -> Tensor:
-    """x with `fill` around its last len(before) dimensions, as one stage; x itself without any padding. Negative counts cut off."""
+    """x with `fill` around its last len(before) dimensions, as one stage; x itself without any padding.
+
+    Negative counts cut off.
+    """
     lead = x.rank - len(before)
     low, high = [as_expr(p) for p in before], [as_expr(p) for p in after]
     if all(ix.number(p) == 0 for p in (*low, *high)):
@@ -173,7 +180,8 @@ def padded(
 
 
 def checked_index(ctx: Context, indices: Tensor, at: Sequence[Expr], extent: Expr) -> Expr:
-    """An element of `indices` as a position in 0 .. extent - 1: negative ones count from the end, others are checked when run.
+    """An element of `indices` as a position in 0 .. extent - 1: negative ones count from the end, others are
+    checked when run.
 
     Raises Malformed for a literal that is out of range.
     """
@@ -194,14 +202,16 @@ def checked_index(ctx: Context, indices: Tensor, at: Sequence[Expr], extent: Exp
     return guard(select(value < 0, value + extent, value), extent, ctx.site)
 
 
-# ---- shape arithmetic as integers --------------------------------------------------------------------------
+# ---- shape arithmetic as integers ----
 
 
 def exact(e: Expr) -> Expr:
-    """An integer made by shape arithmetic, in i64: detours through narrower integers and through floats are taken out.
+    """An integer made by shape arithmetic, in i64: detours through narrower integers and through floats are
+    taken out.
 
-    `i64(i32(n))` is n and `i64(floor(f32(n) * 2.0))` is n * 2. (Both differ only where a size leaves the narrower type, and there
-    the model's own arithmetic means nothing.) Expressions that load data keep what they say.
+    `i64(i32(n))` is n and `i64(floor(f32(n) * 2.0))` is n * 2. (Both differ only where a size leaves the
+    narrower type, and there the model's own arithmetic means nothing.) Expressions that load data keep what
+    they say.
     """
     if e.dtype.is_int and any(isinstance(n, Load) for n in nodes(e)):
         return cast(e, I64)
@@ -226,8 +236,8 @@ def _whole(e: Expr) -> Expr | None:
         return found if found is not None else _quotient(inner, e.op)
     if e.op in _WHOLE_OPS or (e.op in ("div", "floordiv", "mod", "rem") and e.dtype.is_int):
         parts = [_whole(a) for a in e.args]
-        whole = [p for p in parts if p is not None]
-        return apply(e.op, *whole) if len(whole) == len(parts) else None
+        known = [p for p in parts if p is not None]
+        return apply(e.op, *known) if len(known) == len(parts) else None
     if e.op == "select":
         yes, no = _whole(e.args[1]), _whole(e.args[2])
         return select(e.args[0], yes, no) if yes is not None and no is not None else None

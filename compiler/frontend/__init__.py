@@ -10,6 +10,7 @@ from fusile.frontend.canonical import canonicalise
 from fusile.frontend.expand import expand
 from fusile.frontend.names import settle_dims
 from fusile.frontend.reader import Source, read
+from fusile.frontend.resolve import resolve
 from fusile.frontend.rules import CANONICAL_OPSET
 
 
@@ -33,4 +34,4 @@ def load(source: Source, *, dims: Mapping[str, int] | None = None) -> ir.Model:
     return model
 
 
-__all__ = ["CANONICAL_OPSET", "Source", "canonicalise", "expand", "load", "read"]
+__all__ = ["CANONICAL_OPSET", "Source", "canonicalise", "expand", "load", "read", "resolve"]

@@ -16,8 +16,18 @@ from fusile.frontend import rules_nn, rules_tensor
 from fusile.frontend.inline import inline_functions, normal_imports, stamp_versions, take_over
 from fusile.frontend.names import Names, all_graphs, settle_names, sort_nodes
 from fusile.frontend.rules import CANONICAL_OPSET, Rule, Site, add_initializer, gap
+from fusile.frontend.types import declare_missing
 
 _ML = "ai.onnx.ml"
+# Operators whose rules look at ranks or types, and the version from which they no longer apply.
+_NEED_RANKS = {
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), 13),
+    **dict.fromkeys(rules_tensor.ARITHMETIC, 7),
+    "PRelu": 7,
+    "Clip": 11,
+    "Pad": 11,
+    "LabelEncoder": 2,
+}
 _OLD_TREES = frozenset({"TreeEnsembleClassifier", "TreeEnsembleRegressor"})
 
 
@@ -42,10 +52,13 @@ def canonicalise(model: ir.Model) -> None:
     _name_nodes(model, names)
     _lift_initializers(model, names)
     lift_constants(model, names, list(model.graph.all_nodes()))
+    if any(_lacks_rank(node) for node in model.graph.all_nodes()):
+        declare_missing(model)
     canonicalise_nodes(model, list(model.graph.all_nodes()), names)
+    imports = _imports(model)
     for graph in all_graphs(model):
         graph.opset_imports.clear()
-    model.graph.opset_imports.update(_imports(model))
+    model.graph.opset_imports.update(imports)
     settle_names(model)
     sort_nodes(model)
 
@@ -91,6 +104,14 @@ def _canonicalise_node(node: ir.Node, model: ir.Model, names: Names) -> list[ir.
         raise UnsupportedError(gap(node, f"its attributes {show_names(left)} have no newer form"))
     node.version = None
     return site.emitted
+
+
+def _lacks_rank(node: ir.Node) -> bool:
+    """Whether the rule for a node needs a type or a rank that the file does not declare."""
+    before = _NEED_RANKS.get(node.op_type)
+    if before is None or node.domain not in ("", _ML) or (node.version or 0) >= before:
+        return False
+    return any(value is not None and (value.type is None or value.shape is None) for value in node.inputs)
 
 
 def _newest_version(domain: str, op_type: str, version: int) -> int:

@@ -19,12 +19,10 @@ from fusile.frontend.inline import instantiate, normal_imports, stamp_versions
 from fusile.frontend.limits import MAX_DEPTH, MAX_NODES
 from fusile.frontend.names import Names, settle_names
 from fusile.frontend.rules import CANONICAL_OPSET
-from fusile.graph.proto import to_proto, type_proto
+from fusile.frontend.types import infer_types
+from fusile.graph.proto import type_proto
 
 Known = Callable[[str, str], bool]
-Types = dict[str, onnx.TypeProto]
-
-_INFERENCE_BYTES = 1024
 
 
 def expand(model: ir.Model, known: Known) -> list[ir.Node]:
@@ -107,6 +105,7 @@ def _definition(node: ir.Node, types: Mapping[str, onnx.TypeProto]) -> ir.Functi
     try:
         function = onnx.FunctionProto.FromString(data)
         del function.output[len(node.outputs) :]  # those that the node has not are made by nothing
+        _pass_outer_values(node, function)
         return serde.deserialize_function(function)
     except Exception as error:
         raise InvalidModelError(
@@ -116,6 +115,30 @@ def _definition(node: ir.Node, types: Mapping[str, onnx.TypeProto]) -> ir.Functi
         ) from error
 
 
+def _pass_outer_values(node: ir.Node, function: onnx.FunctionProto) -> None:
+    """Make inputs of what a definition reads from around its node.
+
+    A node with a graph, such as SequenceMap, has it put into its definition, and the graph may read values
+    from around the node, which the definition of an operator cannot see.
+    """
+    graphs = [item.as_graph() for item in node.attributes.values() if item.type == ir.AttributeType.GRAPH]
+    if not graphs:
+        return
+    outer: dict[str, ir.Value] = {}
+    for graph in graphs:
+        inside = {graph, *graph.subgraphs()}
+        for inner in graph.all_nodes():
+            outer.update(
+                {value.name or "": value for value in inner.inputs if value and value.graph not in inside}
+            )
+    formals = len(function.input)
+    inputs = [*node.inputs, *[None] * (formals - len(node.inputs)), *outer.values()]
+    function.input.extend(outer)
+    node.resize_inputs(len(inputs))
+    for index, value in enumerate(inputs[formals:], formals):
+        node.replace_input_with(index, value)
+
+
 def _input_type(value: ir.Value | None, types: Mapping[str, onnx.TypeProto]) -> bytes:
     if value is None:
         return b""
@@ -123,27 +146,3 @@ def _input_type(value: ir.Value | None, types: Mapping[str, onnx.TypeProto]) -> 
         return bytes(type_proto(value.type, value.shape).SerializeToString())
     found = types.get(value.name or "")
     return bytes(found.SerializeToString()) if found is not None else b""
-
-
-def infer_types(model: ir.Model) -> Types:
-    """The types of values by name, as ONNX's inference finds them. Large weights stay where they are."""
-    copy = model.clone()
-    for name, value in tuple(copy.graph.initializers.items()):
-        if value.const_value is not None and value.const_value.nbytes > _INFERENCE_BYTES:
-            del copy.graph.initializers[name]
-            copy.graph.inputs.append(value)
-    try:
-        proto = onnx.shape_inference.infer_shapes(to_proto(copy), check_type=False, strict_mode=False)
-    except Exception:  # a cross-check only: without it, definitions that need types are not found
-        proto = to_proto(copy)
-    found: Types = {}
-    stack = [proto.graph]
-    while stack:
-        graph = stack.pop()
-        for infos in (graph.input, graph.output, graph.value_info):
-            found.update({info.name: info.type for info in infos if info.type.WhichOneof("value")})
-        for tensor in graph.initializer:
-            found[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-        for node in graph.node:
-            stack += [item.g for item in node.attribute if item.type == onnx.AttributeProto.GRAPH]
-    return found

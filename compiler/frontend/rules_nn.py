@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from fusile.frontend.resolve import softmax_axis
 from fusile.frontend.rules import EVER, Rule, Site
 from fusile.frontend.rules_tensor import without
-from fusile.frontend.windows import settle_window
+from fusile.frontend.windows import WINDOWED, settle_window
 
 
 def batch_norm_by_element(site: Site) -> None:
@@ -81,10 +82,9 @@ def softmax_flattened(site: Site) -> None:
     x, axis = site.required(0), site.get_int("axis", 1)
     assert axis is not None
     if x.shape is not None:
-        rank = len(x.shape)
-        long = [index for index in range(axis % max(rank, 1), rank) if x.shape[index] != 1]
-        if len(long) < 2:
-            site.set("axis", long[0] if long else rank - 1)
+        single = softmax_axis(x.shape, axis)
+        if single is not None:
+            site.set("axis", single)
             return
     shape = site.emit("Shape", [x])
     flat = site.emit("Flatten", [x], axis=axis)
@@ -157,11 +157,6 @@ def constant_of_shape_value(site: Site) -> None:
         site.node.attributes["value"] = ir.AttrTensor("value", zero)
 
 
-_WINDOWED = (
-    *("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv"),
-    *("AveragePool", "MaxPool", "LpPool", "MaxUnpool"),
-)
-
 RULES: tuple[Rule, ...] = (
     Rule("BatchNormalization", 9, batch_norm_by_element),
     Rule("BatchNormalization", 14, batch_norm_mode),
@@ -177,5 +172,5 @@ RULES: tuple[Rule, ...] = (
     *(Rule(name, 2, integer_power) for name in ("LpPool", "GlobalLpPool")),
     Rule("Scan", 9, scan_over_batch),
     Rule("ConstantOfShape", EVER, constant_of_shape_value),
-    *(Rule(name, EVER, settle_window) for name in _WINDOWED),
+    *(Rule(name, EVER, settle_window) for name in WINDOWED),
 )

@@ -222,7 +222,7 @@ def label_encoder_classes(site: Site) -> None:
 
 
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
-_ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Greater", "Less", "Equal")
+ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Greater", "Less", "Equal")
 _IN_PLACE = (
     *(
         "Abs",
@@ -240,7 +240,7 @@ _IN_PLACE = (
 )
 
 RULES: tuple[Rule, ...] = (
-    *(Rule(name, 7, broadcast_at_axis) for name in _ARITHMETIC),
+    *(Rule(name, 7, broadcast_at_axis) for name in ARITHMETIC),
     *(Rule(name, 6, without("consumed_inputs")) for name in _IN_PLACE),
     Rule("PRelu", 7, prelu_by_channel),
     Rule("Cast", 6, cast_by_name),

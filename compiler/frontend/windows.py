@@ -13,7 +13,14 @@ import onnx_ir as ir
 
 from fusile.frontend.rules import Site, attribute
 
+WINDOWED = (
+    *("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv"),
+    *("AveragePool", "MaxPool", "LpPool", "MaxUnpool"),
+)
+
 _WEIGHT_INDEX = {"Conv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3, "DeformConv": 1}
+# What stands between an initialiser and its use as a weight in quantised and in half-precision models.
+_KEEPS_SHAPE = frozenset({"DequantizeLinear", "QuantizeLinear", "Cast", "CastLike", "Identity"})
 _POOLS = frozenset({"AveragePool", "MaxPool", "LpPool"})
 
 
@@ -119,6 +126,10 @@ def _sizes(value: ir.Value | None, main: ir.Graph | None) -> tuple[int, ...] | N
     Shapes that a file declares for values between nodes are not: exporters and people who make a
     dimension symbolic leave old ones behind. Those of inputs and initialisers hold by definition.
     """
+    while (
+        value is not None and (producer := value.producer()) is not None and producer.op_type in _KEEPS_SHAPE
+    ):
+        value = producer.inputs[0]
     if value is None or value.shape is None:
         return None
     given = value.is_initializer() or (value.is_graph_input() and value.graph is main)

@@ -1,8 +1,10 @@
-"""Index arithmetic: integer expressions in a canonical polynomial form, with the proofs that simplification and access maps need.
+"""Index arithmetic: integer expressions in a canonical polynomial form, with the proofs that simplification
+and access maps need.
 
-A polynomial maps monomials (sorted tuples of atoms) to integer coefficients; atoms are axes, dims and whatever is not a sum or a
-product (a quotient, a remainder, a loaded value, …). Equal polynomials are equal values, so `(i*4 + j) // 4` becomes `i` where j < 4.
-Proofs take symbolic sizes as at least 1: code under a loop runs only where no extent is zero.
+A polynomial maps monomials (sorted tuples of atoms) to integer coefficients; atoms are axes, dims and
+whatever is not a sum or a product (a quotient, a remainder, a loaded value, …). Equal polynomials are equal
+values, so `(i*4 + j) // 4` becomes `i` where j < 4. Proofs take symbolic sizes as at least 1: code under a
+loop runs only where no extent is zero.
 """
 
 from __future__ import annotations
@@ -182,7 +184,7 @@ _MOST_STEPS = 64
 
 
 def _long_division(p: Mapping[Monomial, int], divisor: Mapping[Monomial, int]) -> tuple[Poly, Poly]:
-    """`split` by a divisor of several terms: its leading term is divided out of p for as long as it occurs."""
+    """`split` by a divisor of several terms: its leading term is divided out of p as long as it occurs."""
     if not divisor:
         return {}, dict(p)
     by = max(divisor, key=_degree)
@@ -215,7 +217,7 @@ def _without(monomial: Monomial, by: Monomial) -> Monomial | None:
     return tuple(left)
 
 
-# ---- proofs ----------------------------------------------------------------------------------------------------------------------
+# ---- proofs ----
 
 
 def _bound(atom: Expr, upper: bool) -> Poly | None:
@@ -243,7 +245,7 @@ def _bound(atom: Expr, upper: bool) -> Poly | None:
                     (x for x in bounds if x is not None and set(x) <= {()}),
                     next((x for x in bounds if x is not None), None),
                 )
-            if any(x is not None and nonnegative(x) for x in bounds) and not upper:
+            if not upper and all(x is not None and _dims_nonnegative(x) for x in bounds):
                 return {}
     return None
 
@@ -257,20 +259,20 @@ def extreme(p: Mapping[Monomial, int], upper: bool) -> Poly | None:
             continue
         term: Poly = {(): c}
         for atom in monomial:
-            bound = _bound(atom, upper == (c > 0))
-            low = bound if not upper == (c > 0) else _bound(atom, False)
-            if bound is None or low is None or not _dims_nonnegative(low):
-                if len(monomial) == 1 and bound is not None:
-                    pass
-                else:
-                    return None
+            from_above = upper == (c > 0)
+            bound = _bound(atom, from_above)
+            low = _bound(atom, False) if from_above else bound
+            # Bounds of a product are the products of bounds only where no factor can be negative.
+            signed = low is None or not _dims_nonnegative(low)
+            if bound is None or (signed and len(monomial) > 1):
+                return None
             term = multiply(term, bound)
         out = add(out, term)
     return out
 
 
 def _dims_nonnegative(p: Mapping[Monomial, int]) -> bool:
-    """Whether a polynomial in dims is >= 0 for all dims >= 1: substitute 1 + d for every dim and look at the signs."""
+    """Whether a polynomial in dims is >= 0 for all dims >= 1: the signs after putting 1 + d for every dim."""
     if all(c >= 0 for c in p.values()):
         return True
     shifted: Poly = {}
@@ -328,7 +330,7 @@ def compare(op: str, a: Expr, b: Expr) -> bool | None:
     return None
 
 
-# ---- words for other files -------------------------------------------------------------------------------------------------------
+# ---- words for other files ----
 
 
 def number(e: Expr | int) -> int | None:
@@ -339,7 +341,9 @@ def number(e: Expr | int) -> int | None:
 
 
 def coefficient(e: Expr, at: Axis) -> Expr | None:
-    """The factor of an axis in an index expression: a constant, a product of dims, or None where it is not linear in the axis."""
+    """The factor of an axis in an index expression: a constant, a product of dims, or None where it is not
+    linear in the axis.
+    """
     out: Poly = {}
     for monomial, c in poly(e).items():
         if at in monomial:

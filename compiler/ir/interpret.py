@@ -1,4 +1,6 @@
-"""The meaning of a tensor program, in numpy: the oracle that passes and printers are judged by (definitions are judged by others' references)."""
+"""The meaning of a tensor program, in numpy: the oracle that passes and printers are judged by (definitions
+are judged by others' references).
+"""
 
 from __future__ import annotations
 
@@ -56,25 +58,32 @@ def _shift(a: Array, b: Array, left: bool) -> Array:
 
 def _power(a: Array, b: Array) -> Array:
     if a.dtype.kind not in "iu":
-        return np.power(a, b)
+        return np.asarray(np.power(a, b))
     low = np.where(a == 1, 1, np.where(a == -1, np.where(b % 2 == 0, 1, -1), 0)).astype(a.dtype)
     return np.where(b < 0, low, np.power(a, np.maximum(b, 0))).astype(a.dtype)
 
 
+def _choose(test: Array, yes: Array, no: Array) -> Array:
+    return np.asarray(np.where(test, yes, no))
+
+
 def _erf(a: Array) -> Array:
-    return np.vectorize(math.erf, otypes=[np.float64])(a.astype(np.float64)).astype(a.dtype)
+    values = np.vectorize(math.erf, otypes=[np.float64])(a.astype(np.float64))
+    return np.asarray(values).astype(a.dtype)
 
 
 NUMPY: dict[str, Callable[..., Array]] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _divide, "floordiv": lambda a, b: _int_div(a, b, True),
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _divide,
+    "floordiv": lambda a, b: _int_div(a, b, True),
     "mod": _mod, "rem": _rem, "fma": lambda a, b, c: a * b + c, "neg": np.negative, "abs": np.abs,
-    "min": lambda a, b: np.where(b < a, b, a), "max": lambda a, b: np.where(a < b, b, a),
+    "min": lambda a, b: _choose(b < a, b, a), "max": lambda a, b: _choose(a < b, b, a),
     "sqrt": np.sqrt, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc, "round": np.rint,
-    "exp": np.exp, "log": np.log, "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
+    "exp": np.exp, "log": np.log, "sin": np.sin, "cos": np.cos, "tan": np.tan,
+    "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
     "tanh": np.tanh, "erf": _erf, "pow": _power,
     "lt": np.less, "le": np.less_equal, "eq": np.equal, "ne": np.not_equal,
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert,
-    "shl": lambda a, b: _shift(a, b, True), "shr": lambda a, b: _shift(a, b, False), "select": np.where,
+    "shl": lambda a, b: _shift(a, b, True), "shr": lambda a, b: _shift(a, b, False), "select": _choose,
 }  # fmt: skip
 
 
@@ -97,7 +106,9 @@ def cast_array(a: Array, t: DType) -> Array:
 
 
 def evaluate(e: Expr, env: Environment, read: Callable[[Load, list[Any]], Any]) -> Any:
-    """An expression over arrays: `env` gives axes (as broadcastable index arrays) and dims, `read` the elements of tensors."""
+    """An expression over arrays: `env` gives axes (as broadcastable index arrays) and dims, `read` the
+    elements of tensors.
+    """
     memo: Environment = env
 
     def visit(x: Expr) -> Any:
@@ -231,8 +242,8 @@ class Interpreter:
         collected: list[list[Array]] = [[] for _ in stage.collected]
         for t in range(steps):
             self.fixed[stage.time] = np.int64(t)
-            for c, s in zip(stage.carried, state, strict=True):
-                self.arrays[c.now] = s
+            for c, held in zip(stage.carried, state, strict=True):
+                self.arrays[c.now] = held
             for s in stage.body:
                 self.run(s)
             for rows, (_, inner) in zip(collected, stage.collected, strict=True):

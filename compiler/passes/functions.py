@@ -23,25 +23,26 @@ from fusile.ir.types import F32, F64, I32, I64, DType
 INF, NAN = math.inf, math.nan
 
 # (e^r - 1 - r) / r^2 over r in [0, ln 2]
-EXP = (0.50000226, 0.16663209, 0.041854475, 0.007869044, 0.001912225)
+EXP = (0.50000226, 0.1666321, 0.041854367, 0.007869288, 0.0019120505)
 # (e^r - 1 - r) / r^2 over |r| <= ln 2 / 2
 EXPM1 = (0.49999994, 0.16666521, 0.041668262, 0.008368672, 0.0013820999)
 # (2^r - 1) / r over |r| <= 1/2
-EXP2 = (0.6931472, 0.24022648, 0.055503596, 0.009618505, 0.0013391024, 0.00015327167)
+EXP2 = (0.6931472, 0.24022648, 0.055503596, 0.009618499, 0.0013390976, 0.00015329337)
 # (log(1 + f) - f) / f^2 over sqrt(1/2) <= 1 + f <= sqrt 2
-LOG = (-0.5, 0.3333333, -0.2500082, 0.20001242, -0.16623409, 0.14201581, -0.13159613, 0.12762198, -0.07636395)
+LOG = (-0.5, 0.3333391, -0.25001335, 0.199631, -0.16577654, 0.14914511, -0.14266914, 0.087003596)
 # log2(1 + f) / f over the same, in f64
-LOG2 = (1.442695040939, -0.7213475252132, 0.4808983207288, -0.3606728005487, 0.2885406436026, -0.2405041740592, 0.2060962550891, -0.1790469525599, 0.1590015111162, -0.1569822721348, 0.1548574690089, -0.08634590711514)
+LOG2 = (1.44269504093935, -0.7213475252131633, 0.4808983207271669, -0.3606728005535932, 0.2885406437405133, -0.2405041739328262, 0.2060962510103958, -0.179046951731625, 0.1590015615763598, -0.1569823208149012, 0.1548572460544153, -0.0863455695839624)
 # (sin r / r - 1) / r^2 in r^2, over |r| <= pi / 2
-SIN = (-0.1666666, 0.008333069, -0.00019809778, 2.6061032e-06)
+SIN = (-0.1666666, 0.008333069, -0.00019809778, 2.6061034e-06)
 # (tan r / r - 1) / r^2 in r^2, over |r| <= pi / 4
-TAN = (0.33333156, 0.13338827, 0.05340953, 0.024435135, 0.0031132933, 0.009388736)
+TAN = (0.33333156, 0.13338827, 0.053409554, 0.024434967, 0.0031136936, 0.00938843)
 # (atan r / r - 1) / r^2 in r^2, over |r| <= 1
-ATAN = (-0.33333299, 0.19998531, -0.14264052, 0.10951175, -0.08400475, 0.057906546, -0.031127002, 0.010887361, -0.0017875476)
+ATAN = (-0.33333153, 0.19993767, -0.14211003, 0.106657855, -0.07551724, 0.043205857, -0.016364133, 0.0029197228)
 # (asin r / r - 1) / r^2 in r^2, over |r| <= 1/2
-ASIN = (0.16666752, 0.0749531, 0.04546915, 0.024184778, 0.042158306)
-# log(erfc y) / y over 0 <= y <= 3.93
-ERF = (-1.1283792, -0.63661504, -0.102832176, 0.019400803, -0.0003718447, -0.0010692296, 0.00027377362, -8.973763e-06, -3.698628e-06)
+ASIN = (0.16666931, 0.0748812, 0.046353444, 0.019946778, 0.04910088)
+# log(erfc y) / y - ERF_SLOPE over 0 <= y <= 3.93; ERF_SLOPE is -2 / sqrt(pi) in f32, the first coefficient the rest of it
+ERF_SLOPE = -1.1283792
+ERF = (5.8635383e-08, -0.63661754, -0.10280742, 0.019303598, -0.00018464011, -0.001263502, 0.00038401567, -4.0983887e-05)
 
 LN2 = math.log(2)
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.4286068203094173e-06  # the first has 16 bits: products with exponents are exact
@@ -113,8 +114,8 @@ def _shr(x: Expr, by: int) -> Expr:
 def exp(x: Expr, has_fma: bool) -> Expr:
     """e^x = 2^n * e^r with n = floor(x / ln 2), so that the exponents -127 (0) .. 128 (infinity) of 2^n are all there are."""
     y = minimum(maximum(x, f32(-88.0)), f32(88.8))
-    # The offset is a little less than 1/2, so that n is 0 at 0.
-    t = _fma(y, 1 / LN2, -0.4995) + f32(ROUND32 + 127)
+    # A little more than -1/2, so that n is 0 at 0.
+    t = _fma(y, 1 / LN2, -0.499999) + f32(ROUND32 + 127)
     n = t - f32(ROUND32 + 127)
     r = _fma(n, -LN2_LOW, _fma(n, -LN2_HIGH, y))
     return _polynomial(r, (1.0, 1.0, *EXP)) * _float(_shl(_bits(t), 23))
@@ -128,19 +129,20 @@ def _reduced_exp(y: Expr, rate: float, bias: int) -> tuple[Expr, Expr]:
 
 
 def tanh(x: Expr, has_fma: bool) -> Expr:
-    """|tanh x| = E / (E + 1) with E = (e^2|x| - 1) / 2, which keeps its relative precision down to 0."""
+    """|tanh x| = ((1 - E) / 2) / ((1 + E) / 2) with E = e^-2|x|, where 1 - E keeps its relative precision down to 0."""
     y = minimum(apply("abs", x), f32(10.0))
-    r, scale = _reduced_exp(y, 2.0, 127)
-    # h = (e^2r - 1) / 2 = r + 2 r^2 * EXPM1(2r)
-    h = _fma(r * r, _polynomial(r, [c * 2.0 ** (k + 1) for k, c in enumerate(EXPM1)]), r)
-    e = _fma(scale, h, _fma(scale, 0.5, -0.5))
-    return _with_sign(e / (e + 1.0), _sign(x))
+    r, scale = _reduced_exp(y, -2.0, 127)
+    # h = (1 - e^-2r) / 2 = r - 2 r^2 * EXPM1(-2r), and E = scale * (1 - 2 h)
+    h = _fma(r * r, _polynomial(r, [c * (-2.0) ** (k + 1) for k, c in enumerate(EXPM1)]), r)
+    less = _fma(scale, h, _fma(scale, -0.5, 0.5))
+    more = _fma(apply("neg", scale), h, _fma(scale, 0.5, 0.5))
+    return _with_sign(less / more, _sign(x))
 
 
 def erf(x: Expr, has_fma: bool) -> Expr:
     """|erf x| = 1 - e^v with v = log(erfc |x|), a smooth function."""
     y = minimum(apply("abs", x), f32(4.0))
-    v = y * _polynomial(y, ERF)
+    v = _fma(y, ERF_SLOPE, y * _polynomial(y, ERF))
     r, scale = _reduced_exp(v, 1.0, 127 + 256)  # bit 8 of the biased exponent becomes the sign: scale = -2^n
     h = _fma(r * r, _polynomial(r, EXPM1), r)
     return _with_sign(_fma(scale, h, scale + 1.0), _sign(x))
@@ -191,18 +193,19 @@ def power(x: Expr, y: Expr, has_fma: bool) -> Expr:
 # ---- trigonometric functions ---------------------------------------------------------------------------------------------------
 
 
-def _reduce(n: Expr, x: Expr, half: bool, has_fma: bool) -> Expr:
-    """x - n * pi (or pi / 2) in f64, rounded to f32 and kept within the interval where x is so large that n is not exact."""
+def _reduce(n: Expr, x: Expr, unit: float, has_fma: bool) -> Expr:
+    """x - n * unit * pi in f64, kept within half the unit where x is so large that n is not exact (beyond 2^51)."""
     r = x
     for part in PI_WITH_FMA if has_fma else PI_WITHOUT_FMA:
-        r = _fma(n, -part / 2 if half else -part, r)
-    limit = math.pi / 4 if half else math.pi / 2
-    return minimum(maximum(cast(r, F32), f32(-limit)), f32(limit))
+        r = _fma(n, -part * unit, r)
+    limit = const(unit * math.pi / 2, F64)
+    return minimum(maximum(r, -limit), limit)
 
 
 def _sine(r: Expr) -> Expr:
-    """sin r for |r| <= pi / 2; the factor r comes last to keep the sign of 0."""
-    return r * _polynomial(r * r, (1.0, *SIN))
+    """sin r for |r| <= pi / 2. The zero that is added makes a factor +0 where r is 0, so that r keeps its sign."""
+    z = r * r
+    return _fma(r, _fma(z, _polynomial(z, SIN), 0.0), r)
 
 
 def _parity(t: Expr) -> Expr:
@@ -214,7 +217,7 @@ def sin(x: Expr, has_fma: bool) -> Expr:
     """sin x = (-1)^n * sin(x - n * pi)"""
     d = cast(x, F64)
     t = _fma(d, 1 / math.pi, ROUND64)
-    return _flip_sign(_sine(_reduce(t - ROUND64, d, False, has_fma)), _parity(t))
+    return _flip_sign(_sine(cast(_reduce(t - ROUND64, d, 1.0, has_fma), F32)), _parity(t))
 
 
 def cos(x: Expr, has_fma: bool) -> Expr:
@@ -222,23 +225,24 @@ def cos(x: Expr, has_fma: bool) -> Expr:
     d = cast(x, F64)
     t = _fma(d, 1 / math.pi, -0.5) + (ROUND64 + 1)
     n = t - (ROUND64 + 1) + 0.5
-    return _flip_sign(_sine(_reduce(n, d, False, has_fma)), _parity(t))
+    return _flip_sign(_sine(cast(_reduce(n, d, 1.0, has_fma), F32)), _parity(t))
 
 
 def tan(x: Expr, has_fma: bool) -> Expr:
-    """tan x = tan r or -1 / tan r with r = x - n * pi / 2"""
+    """tan x = tan r or -1 / tan r with r = x - n * pi / 2; only the polynomial's part of tan r is computed in f32."""
     d = cast(x, F64)
     t = _fma(d, 2 / math.pi, ROUND64)
-    r = _reduce(t - ROUND64, d, True, has_fma)
+    wide = _reduce(t - ROUND64, d, 0.5, has_fma)
+    r = cast(wide, F32)
     z = r * r
-    near = _fma(r * z, _polynomial(z, TAN), r)
-    return select(eq(_parity(t), 0), near, f32(-1.0) / near)
+    near = wide + cast(r * z * _polynomial(z, TAN), F64)
+    return cast(select(eq(_parity(t), 0), near, const(-1.0, F64) / near), F32)
 
 
 def asin(x: Expr, has_fma: bool) -> Expr:
-    """asin x directly up to 1/2, beyond it as pi / 2 - 2 * asin(sqrt((1 - x) / 2))"""
+    """asin x directly up to 0.55, beyond it as pi / 2 - 2 * asin(sqrt((1 - x) / 2))"""
     y = apply("abs", x)
-    near = y < 0.5
+    near = y < 0.55
     z = select(near, x * x, _fma(y, -0.5, 0.5))
     s = select(near, y, apply("sqrt", z))
     a = _fma(s * z, _polynomial(z, ASIN), s)

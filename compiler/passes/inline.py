@@ -39,11 +39,14 @@ def inline(program: Program, log: Log, same: Callable[[Stage, Stage], bool]) -> 
     readers = consumers(program.stages)
     kept = set(program.outputs) | {x.source for d in program.dim_definitions for x in access.loads(d.value)}
     bodies: dict[Tensor, Compute] = {}
+    reduced = {s.out for s in program.stages if isinstance(s, Compute) and s.reduction is not None}
     out: list[Stage] = []
     for stage in program.stages:
         rewritten = rewrite_reads(stage, bodies)
         if isinstance(rewritten, Compute) and rewritten.reduction is None and rewritten.out not in kept:
-            why = refusal(rewritten, readers.get(rewritten.out, []), same)
+            why = _finishes(rewritten, readers.get(rewritten.out, []), reduced)
+            if why is None:
+                why = refusal(rewritten, readers.get(rewritten.out, []), same)
             if why is None:
                 bodies[rewritten.out] = rewritten
                 log.made.append(f"{rewritten.out.name} is computed where it is read")
@@ -52,6 +55,26 @@ def inline(program: Program, log: Log, same: Callable[[Stage, Stage], bool]) -> 
                 log.refused.append(f"{rewritten.out.name} is stored: {why}")
         out.append(rewritten)
     return program.with_stages(out)
+
+
+def _finishes(stage: Compute, readers: list[Stage], reduced: set[Tensor]) -> str | None:
+    """Why a stage that can be finished where a reduction leaves its result in registers is not moved away from there; None if it is none."""
+    if access.is_view(stage):
+        return None
+    whole = [x.source for x in access.reads(stage.body) if x.source in reduced and _along(x, stage)]
+    if not whole:
+        return None
+    for r in readers:
+        if isinstance(r, Compute) and not all(_along(x, r) for x in access.reads(r.body) if x.source is stage.out):
+            return f"it finishes {whole[0].name} in registers"
+    return None
+
+
+def _along(x: Load, stage: Compute) -> bool:
+    """Whether a read goes along the stage's own axes, element by element."""
+    return len(x.index) == len(stage.axes) and all(
+        i is a or (ix.number(i) == 0 and ix.number(a.extent) == 1) for i, a in zip(x.index, stage.axes, strict=True)
+    )
 
 
 def rewrite_reads(stage: Stage, bodies: dict[Tensor, Compute]) -> Stage:

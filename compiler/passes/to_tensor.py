@@ -12,7 +12,7 @@ import onnx_ir as ir
 from fusile.errors import Gap, InvalidModelError, UnsupportedError
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Const, Dim, Expr, Guard, Load, Reduce, const, dim, nodes, substitute
-from fusile.ir.tensor import Compute, Program, Tensor, as_shape, collect, stage_reads
+from fusile.ir.tensor import Compute, Program, Tensor, as_shape, collect, compute, stage_reads
 from fusile.ir.types import BY_CODE
 from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsupported, call
 
@@ -81,7 +81,11 @@ class _Lowering:
             self._node(node)
         if self.gaps:
             raise UnsupportedError(self.gaps)
-        outputs = [self._output(v) for v in graph.outputs]
+        outputs: list[Tensor] = []
+        for v in graph.outputs:
+            t = self._output(v)
+            # An output has memory of its own: an input, a constant or another output in its place is copied.
+            outputs.append(_copy(t, str(v.name)) if t.stage is None or t in outputs else t)
         return Program(
             graph.name or "model",
             tuple(inputs),
@@ -175,6 +179,13 @@ class _Lowering:
         if t is None:
             raise InvalidModelError(f"the output {value.name!r} is not produced by any node")
         return t
+
+
+def _copy(t: Tensor, name: str) -> Tensor:
+    out = compute(t.shape, lambda *i: t[i], name=name)
+    if out.stage is not None:
+        object.__setattr__(out.stage, "op", "Identity")
+    return out
 
 
 def _attributes(node: ir.Node) -> dict[str, Any]:

@@ -174,3 +174,42 @@ def _relas(data: bytes, header: _Header, symbols: tuple[Symbol, ...]) -> list[Re
         offset, info, addend = struct.unpack_from("<QQq", data, start)
         found.append(Relocation(header.info, offset, info & 0xFFFFFFFF, symbols[info >> 32], addend))
     return found
+
+
+def data_object(machine: int, symbol: str, size: int) -> tuple[bytes, bytes]:
+    """What stands before and behind `size` bytes of constant data to make them an object that defines a
+    hidden symbol.
+
+    The data is aligned to 4096, in the object and in what is linked from it. So weights become part of a
+    library by copying a file, with no assembler.
+    """
+    strings = b"\0" + symbol.encode("ascii") + b"\0"
+    names = b"\0.rodata.weights\0.symtab\0.strtab\0.shstrtab\0.note.GNU-stack\0"
+    symbols = bytes(24) + struct.pack(
+        "<IBBHQQ", 1, GLOBAL << 4 | 1, 2, 1, 0, size
+    )  # object, hidden, section 1
+    data_at = 4096
+    symbols_at = -(-(data_at + size) // 8) * 8
+    strings_at = symbols_at + len(symbols)
+    names_at = strings_at + len(strings)
+    headers_at = -(-(names_at + len(names)) // 8) * 8
+
+    def header(
+        name: bytes, kind: int, flags: int, at: int, length: int, link: int, info: int, align: int, item: int
+    ) -> bytes:
+        where = names.index(name + b"\0") if name else 0
+        return struct.pack("<IIQQQQIIQQ", where, kind, flags, 0, at, length, link, info, align, item)
+
+    headers = (
+        bytes(64),
+        header(b".rodata.weights", 1, ALLOCATED, data_at, size, 0, 0, 4096, 0),
+        header(b".symtab", _SYMTAB, 0, symbols_at, len(symbols), 3, 1, 8, 24),
+        header(b".strtab", 3, 0, strings_at, len(strings), 0, 0, 1, 0),
+        header(b".shstrtab", 3, 0, names_at, len(names), 0, 0, 1, 0),
+        header(b".note.GNU-stack", 1, 0, names_at, 0, 0, 0, 1, 0),
+    )
+    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    rest = struct.pack("<HHIQQQIHHHHHH", 1, machine, 1, 0, 0, headers_at, 0, 64, 0, 0, 64, len(headers), 4)
+    head = (ident + rest).ljust(data_at, b"\0")
+    tail = bytes(symbols_at - data_at - size) + symbols + strings + names
+    return head, tail.ljust(headers_at - data_at - size, b"\0") + b"".join(headers)

@@ -1,1 +1,1 @@
-"""Checked rewrites of loop kernels, and the rules that choose them."""
+"""Schedules: checked rewrites of loop kernels, and the rules that choose them."""

@@ -169,13 +169,11 @@ def _gap(got: Array, want: Array) -> Array:
     if not _is_inexact(want) and want.dtype.kind not in "iu":
         return np.asarray(got != want, np.float64)
     wide = np.complex128 if want.dtype.kind == "c" else np.float64
+    g, w = got.astype(wide), want.astype(wide)
     with np.errstate(invalid="ignore"):
-        gap: Array = np.abs(got.astype(wide) - want.astype(wide))
-    both = np.isnan(got.astype(wide)) & np.isnan(want.astype(wide))
-    same_infinity = np.isinf(want.astype(wide)) & (got == want)
-    gap[both | same_infinity] = 0.0
-    gap[np.isnan(gap)] = np.inf
-    return gap
+        gap = np.abs(g - w)
+    alike = (np.isnan(g) & np.isnan(w)) | (np.isinf(w) & (g == w))
+    return np.where(alike, 0.0, np.where(np.isnan(gap), np.inf, gap))
 
 
 def _largest(got: Array, want: Array) -> float:

@@ -8,8 +8,11 @@ from fusile.kernels.families import (  # noqa: F401
     movement,
     normalisation,
     pooling,
+    quantised,
     recurrent,
     reduction,
     resize,
+    sampling,
+    signal,
     window,
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fusile.ir import index as ix
-from fusile.ir.expr import Expr, cast, const, eq
-from fusile.ir.tensor import Shape, Tensor, compute, reduce_sum
+from fusile.ir.expr import Expr, apply, cast, const, eq, logical_not, maximum, minimum, select
+from fusile.ir.tensor import Shape, Tensor, compute, reduce_sum, reduction, scan
 from fusile.kernels.registry import Context, Malformed, op
 from fusile.kernels.shapes import broadcast, broadcast_read
 
@@ -86,11 +86,13 @@ def _scaled(v: Expr, factor: float) -> Expr:
     return cast(cast(v, F32) * factor, v.dtype)
 
 
-# ---- Einsum ------------------------------------------------------------------------------------------------
+# ---- Einsum ----
 
 
 def _terms(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
-    """The labels of every input and of the output; the dimensions under an ellipsis are labelled `.0`, `.1`, … from the right."""
+    """The labels of every input and of the output; the dimensions under an ellipsis are labelled `.0`, `.1`,
+    … from the right.
+    """
     text = equation.replace(" ", "")
     left, arrow, right = text.partition("->")
     sources = left.split(",")
@@ -161,3 +163,53 @@ def einsum(ctx: Context, *xs: Tensor, equation: str) -> Tensor:
         tensors[:2] = [_contract(ctx, tensors[:2], labels[:2], kept)]
         labels[:2] = [kept]
     return _contract(ctx, tensors, labels, output)
+
+
+# ---- determinants ----
+
+
+@op("Det")
+def det(ctx: Context, x: Tensor) -> Tensor:
+    """Elimination with row exchanges, a column per step of a scan; the state is the matrix and the product of
+    pivots so far.
+    """
+    if x.rank < 2:
+        raise Malformed(f"takes matrices, not rank {x.rank}")
+    n = x.shape[-1]
+    ctx.require(eq(n, x.shape[-2]), f"a matrix of {x.shape[-2]} rows and {n} columns has no determinant")
+    lead = x.shape[:-2]
+    matrix = compute(x.shape, lambda *i: x[i], name="matrix")
+    one = compute(lead, lambda *_: const(1, x.dtype), name="one")
+
+    def step(time: Expr, a: Tensor, done: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        def below(i: Sequence[Expr], r: Expr) -> Expr:
+            return select(r < time, const(-1, x.dtype), apply("abs", a[(*i, r, time)]))
+
+        best = compute(lead, lambda *i: reduction("max", (n,), lambda r: below(i, r)), name="best")
+        row = compute(
+            lead,
+            lambda *i: reduction("min", (n,), lambda r: select(logical_not(below(i, r) < best[i]), r, n - 1)),
+            name="row",
+        )
+
+        def swapped(*i: Expr) -> Expr:
+            *b, r, c = i
+            source = select(eq(r, time), row[tuple(b)], select(eq(r, row[tuple(b)]), time, r))
+            return a[(*b, minimum(maximum(source, const(0)), n - 1), c)]
+
+        p = compute(a.shape, swapped, name="swapped")
+
+        def eliminated(*i: Expr) -> Expr:
+            *b, r, c = i
+            pivot = p[(*b, time, time)]
+            factor = select(eq(pivot, const(0, x.dtype)), const(0, x.dtype), p[(*b, r, time)] / pivot)
+            return select(time < r, p[i] - factor * p[(*b, time, c)], p[i])
+
+        def product(*i: Expr) -> Expr:
+            v = done[i] * p[(*i, time, time)]
+            return select(eq(row[i], time), v, -v)
+
+        return [compute(a.shape, eliminated, name="eliminated"), compute(lead, product, name="product")], []
+
+    _, finals = scan(n, [matrix, one], step, name="det")
+    return finals[1]

@@ -46,7 +46,7 @@ def sign(v: Expr) -> Expr:
     return select(zero < v, const(1, v.dtype), negative)
 
 
-# ---- tables -------------------------------------------------------------------------------------------------
+# ---- tables ----
 
 _UNARY_OPS = {
     "Neg": "neg", "Abs": "abs", "Sqrt": "sqrt", "Exp": "exp", "Log": "log", "Sin": "sin", "Cos": "cos",
@@ -131,7 +131,7 @@ def _register() -> None:
 _register()
 
 
-# ---- several inputs ------------------------------------------------------------------------------------------
+# ---- several inputs ----
 
 
 def _either(kind: str, a: Expr, b: Expr) -> Expr:
@@ -243,7 +243,7 @@ def clip(
     *,
     min: float | None = None,
     max: float | None = None,
-) -> Tensor:  # noqa: A002
+) -> Tensor:
     def bound(t: Tensor | None, attribute: float | None) -> Expr | None:
         if t is None:
             return None if attribute is None else const(attribute, x.dtype)
@@ -257,7 +257,7 @@ def clip(
     return unary(x, body, "clip")
 
 
-# ---- types ---------------------------------------------------------------------------------------------------
+# ---- types ----
 
 _LARGEST = {"f8e4m3fn": 448.0, "f8e4m3fnuz": 240.0, "f8e5m2": 57344.0, "f8e5m2fnuz": 57344.0, "f4e2m1": 6.0}
 
@@ -274,7 +274,9 @@ def converted(v: Expr, to: DType, saturate: bool = True) -> Expr:
 
 
 def _exponent_only(v: Expr, how: str, saturate: bool) -> Expr:
-    """v as a power of two kept in 8 bits: the exponent of a float32, rounded `up`, `down` or to the `nearest`."""
+    """v as a power of two kept in 8 bits: the exponent of a float32, rounded `up`, `down` or to the
+    `nearest`.
+    """
     bits = apply("bitcast", v if v.dtype is F32 else cast(v, F32), dtype=U32)
     exponent, mantissa = apply("shr", bits, 23) & 0xFF, bits & 0x7FFFFF
     half = const(0x400000, U32)
@@ -286,7 +288,10 @@ def _exponent_only(v: Expr, how: str, saturate: bool) -> Expr:
 
 
 def dtype_of(code: int) -> DType:
-    """The value type of an ONNX element type code. Raises Unsupported for strings, Malformed for a code that is none."""
+    """The value type of an ONNX element type code.
+
+    Raises Unsupported for strings, Malformed for a code that is none.
+    """
     if code not in BY_CODE:
         raise Malformed(f"{code} is not an element type")
     if BY_CODE[code].kind in "sc":

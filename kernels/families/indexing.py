@@ -1,4 +1,6 @@
-"""Operators whose positions come from data: gathering, scattering, one-hot, and the ones whose size the data decides."""
+"""Operators whose positions come from data: gathering, scattering, one-hot, and the ones whose size the data
+decides.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +151,7 @@ def eye_like(x: Tensor, *, dtype: int | None = None, k: int = 0) -> Tensor:
     return compute(x.shape, lambda i, j: select(eq(j - i, k), const(1, kind), const(0, kind)), name="eye")
 
 
-# ---- sizes that the data decides --------------------------------------------------------------------------------
+# ---- sizes that the data decides ----
 
 
 def _positions(count: Expr, test: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,9 +196,14 @@ def non_zero(ctx: Context, x: Tensor) -> Tensor:
         return out
 
     return scatter(
-        lambda *_: as_expr(0), (rank, n), (rank, flat), lambda r, f: (r, guard(before[f], n, ctx.site)), coordinate,
-        condition=lambda r, f: test[f], name="nonzero",
-    )  # fmt: skip
+        lambda *_: as_expr(0),
+        (rank, n),
+        (rank, flat),
+        lambda r, f: (r, guard(before[f], n, ctx.site)),
+        coordinate,
+        condition=lambda r, f: test[f],
+        name="nonzero",
+    )
 
 
 @op("Compress")

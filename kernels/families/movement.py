@@ -1,4 +1,4 @@
-"""Operators that move elements without changing them: every one is a stage of one load with index arithmetic."""
+"""Operators that move elements without changing them: each is a stage of one load with index arithmetic."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def size(x: Tensor) -> Tensor:
     return from_exprs((x.size,), (), I64, "size")
 
 
-# ---- reshaping ---------------------------------------------------------------------------------------------
+# ---- reshaping ----
 
 
 @op("Reshape")
@@ -168,7 +168,7 @@ def _four(x: Tensor) -> Shape:
     return x.shape
 
 
-# ---- repeating ---------------------------------------------------------------------------------------------
+# ---- repeating ----
 
 
 @op("Expand")
@@ -200,7 +200,7 @@ def tile(ctx: Context, x: Tensor, repeats: Tensor) -> Tensor:
     return compute(extents, body, name="tile")
 
 
-# ---- cutting and joining ---------------------------------------------------------------------------------------
+# ---- cutting and joining ----
 
 
 @op("Slice")
@@ -217,7 +217,7 @@ def slice_(
     by = ctx.numbers(steps, "the list of steps") if steps is not None else (1,) * len(first)
     if not len(first) == len(last) == len(where) == len(by):
         raise Malformed("starts, ends, axes and steps differ in length")
-    cut = {k: (const(0), as_expr(1), n) for k, n in enumerate(x.shape)}
+    cut: dict[int, tuple[Expr, Expr, Expr]] = {k: (as_expr(0), as_expr(1), n) for k, n in enumerate(x.shape)}
     for a, b, k, step in zip(first, last, where, by, strict=True):
         axis = normal_axis(k, x.rank)
         cut[axis] = _bounds(a, b, step, x.shape[axis])

@@ -43,9 +43,16 @@ def standardised(x: Tensor, axes: Sequence[int], epsilon: float) -> tuple[Tensor
 
 @op("BatchNormalization")
 def batch_normalization(
-    x: Tensor, scale: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, *,
-    epsilon: float = 1e-5, momentum: float = 0.9, training_mode: int = 0,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    training_mode: int = 0,
+) -> tuple[Tensor, ...]:
     """x * factor[c] + shift[c], the two made once from the statistics."""
     if training_mode:
         return _batch_statistics(x, scale, bias, running_mean, running_var, epsilon, momentum)

@@ -9,13 +9,13 @@ import numpy as np
 from fusile.ir import index as ix
 from fusile.ir.expr import Expr, apply, cast, const, eq, inside, maximum, minimum, select
 from fusile.ir.interpret import identity
-from fusile.ir.tensor import Tensor, compute, constant, reduction
+from fusile.ir.tensor import Tensor, compute, constant, reduction, scatter
 from fusile.ir.types import numpy_dtype
 from fusile.kernels.families.elementwise import unary
 from fusile.kernels.families.reduction import mean, reduced
 from fusile.kernels.families.window import Window, window
-from fusile.kernels.registry import op
-from fusile.kernels.shapes import flat_index, padded
+from fusile.kernels.registry import Context, op
+from fusile.kernels.shapes import checked_index, flat_index, padded, reshaped
 
 
 def _pooled(x: Tensor, slide: Window, kind: str, fill: float, name: str) -> Tensor:
@@ -29,9 +29,17 @@ def _pooled(x: Tensor, slide: Window, kind: str, fill: float, name: str) -> Tens
 
 @op("MaxPool")
 def max_pool(
-    x: Tensor, *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0, dilations: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None, storage_order: int = 0, strides: Sequence[int] | None = None, outputs: int = 1,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    x: Tensor,
+    *,
+    kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    storage_order: int = 0,
+    strides: Sequence[int] | None = None,
+    outputs: int = 1,
+) -> tuple[Tensor, ...]:
     slide = window(
         x.shape[2:],
         kernel_shape,
@@ -66,9 +74,16 @@ def _where_largest(x: Tensor, y: Tensor, slide: Window, storage_order: int) -> T
 
 @op("AveragePool")
 def average_pool(
-    x: Tensor, *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0, count_include_pad: int = 0,
-    dilations: Sequence[int] | None = None, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    *,
+    kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
     slide = window(
         x.shape[2:],
         kernel_shape,
@@ -119,7 +134,9 @@ def _count(slide: Window, k: int, position: Expr, low: Expr, high: Expr) -> Expr
 
 
 def _share(slide: Window, k: int, low: Expr, high: Expr, x: Tensor) -> float | Tensor | None:
-    """1 / the number of elements that count along dimension k: one number, a table by position, or None where sizes are symbols."""
+    """1 / the number of elements that count along dimension k: one number, a table by position, or None where
+    sizes are symbols.
+    """
     kernel, n = ix.number(slide.kernel[k]), ix.number(slide.out[k])
     begin, end, before = ix.number(low), ix.number(high), ix.number(slide.before[k])
     if kernel is not None and ix.number(slide.after[k]) == 0 and before == 0:
@@ -135,9 +152,16 @@ def _share(slide: Window, k: int, low: Expr, high: Expr, x: Tensor) -> float | T
 
 @op("LpPool")
 def lp_pool(
-    x: Tensor, *, kernel_shape: Sequence[int], auto_pad: str = "NOTSET", ceil_mode: int = 0, dilations: Sequence[int] | None = None,
-    p: int = 2, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    *,
+    kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    p: int = 2,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
     slide = window(
         x.shape[2:],
         kernel_shape,
@@ -177,3 +201,73 @@ def global_max_pool(x: Tensor) -> Tensor:
 def global_lp_pool(x: Tensor, *, p: int = 2) -> Tensor:
     total = reduced(x, range(2, x.rank), "sum", keep=True, of=lambda v: _power(v, p))
     return unary(total, lambda v: _root(v, p), "lp_pool")
+
+
+# ---- the way back ----
+
+
+@op("MaxUnpool")
+def max_unpool(
+    ctx: Context,
+    x: Tensor,
+    indices: Tensor,
+    output_shape: Tensor | None = None,
+    *,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    """The elements of x put back where MaxPool found them, by flat positions; 0 elsewhere."""
+    rank = x.rank - 2
+    around, steps = tuple(pads or (0,) * (2 * rank)), tuple(strides or (1,) * rank)
+    space = [
+        (n - 1) * steps[k] - around[k] - around[k + rank] + kernel_shape[k] for k, n in enumerate(x.shape[2:])
+    ]
+    inner = (*x.shape[:2], *space)
+    total = ix.product(inner)
+    flat = scatter(
+        lambda *_: const(0, x.dtype),
+        (total,),
+        x.shape,
+        lambda *u: (checked_index(ctx, indices, u, total),),
+        lambda *u: x[u],
+        name="unpooled",
+    )
+    y = reshaped(flat, inner)
+    if output_shape is None:
+        return y
+    wanted = tuple(ctx.extent(v) for v in ctx.values(output_shape))
+    after = [b - a for a, b in zip(inner, wanted, strict=True)]
+    return padded(y, [0] * len(after), after, 0)
+
+
+@op("Col2Im")
+def col_to_im(
+    ctx: Context,
+    x: Tensor,
+    image_shape: Tensor,
+    block_shape: Tensor,
+    *,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    """Overlapping columns [n, c * block, positions] summed into an image [n, c, …]."""
+    space = tuple(ctx.extent(v) for v in ctx.values(image_shape))
+    block = ctx.numbers(block_shape, "the block's shape")
+    slide = window(space, block, strides=strides, dilations=dilations, pads=pads, auto_pad="NOTSET")
+    area = ix.product(block)
+
+    def body(n: Expr, c: Expr, *s: Expr) -> Expr:
+        def element(*r: Expr) -> Expr:
+            at = [h + p - k * d for h, p, k, d in zip(s, slide.before, r, slide.dilations, strict=True)]
+            where = [a // step for a, step in zip(at, slide.strides, strict=True)]
+            test = inside(*zip(where, slide.out, strict=True))
+            for a, step in zip(at, slide.strides, strict=True):
+                test = test & eq(a % step, 0)
+            row = c * area + flat_index(r, tuple(const(b) for b in block))
+            return select(test, x[n, row, flat_index(where, slide.out)], const(0, x.dtype))
+
+        return reduction("sum", block, element)
+
+    return compute((x.shape[0], x.shape[1] // area, *space), body, name="col2im")

@@ -1,11 +1,13 @@
-"""Recurrent layers: the input contraction is an ordinary stage over all time, the scan holds the recurrent part alone."""
+"""Recurrent layers: the input contraction is an ordinary stage over all time, the scan holds the recurrent
+part alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fusile.ir.expr import Expr, cast, const, maximum, minimum, select
+from fusile.ir.expr import Expr, apply, cast, const, maximum, minimum, select
 from fusile.ir.tensor import Tensor, compute, reduce_sum, scan
 from fusile.ir.types import I64
 from fusile.kernels.families import activation
@@ -19,7 +21,7 @@ _ACTIVATIONS: dict[str, tuple[int, Callable[..., Expr], tuple[float, ...]]] = {
     "tanh": (0, activation.tanh_of, ()),
     "sigmoid": (0, activation.sigmoid_of, ()),
     "softplus": (0, activation.softplus_of, ()),
-    "softsign": (0, lambda v: v / (1 + activation.apply("abs", v)), ()),
+    "softsign": (0, lambda v: v / (1 + apply("abs", v)), ()),
     "elu": (1, activation.elu_of, (1.0,)),
     "leakyrelu": (1, activation.leaky_of, (0.01,)),
     "thresholdedrelu": (1, lambda v, a: select(const(a, v.dtype) < v, v, const(0, v.dtype)), (1.0,)),
@@ -135,9 +137,17 @@ class Layer:
 
 
 def _layers(
-    x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, lengths: Tensor | None, *,
-    direction: str, layout: int, clip: float | None, functions: list[list[Activation]],
-) -> list[Layer]:  # fmt: skip
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None,
+    lengths: Tensor | None,
+    *,
+    direction: str,
+    layout: int,
+    clip: float | None,
+    functions: list[list[Activation]],
+) -> list[Layer]:
     if x.rank != 3 or w.rank != 3 or r.rank != 3:
         raise Malformed("takes tensors of rank 3")
     time, batch = (x.shape[1], x.shape[0]) if layout else (x.shape[0], x.shape[1])
@@ -190,15 +200,25 @@ def _directions(direction: str) -> int:
     return 2 if direction == "bidirectional" else 1
 
 
-# ---- RNN ---------------------------------------------------------------------------------------------------
+# ---- RNN ----
 
 
 @op("RNN")
 def rnn(
-    x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, sequence_lens: Tensor | None = None, initial_h: Tensor | None = None, *,
-    activation_alpha: Sequence[float] = (), activation_beta: Sequence[float] = (), activations: Sequence[str] | None = None,
-    clip: float | None = None, direction: str = "forward", layout: int = 0,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    sequence_lens: Tensor | None = None,
+    initial_h: Tensor | None = None,
+    *,
+    activation_alpha: Sequence[float] = (),
+    activation_beta: Sequence[float] = (),
+    activations: Sequence[str] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    layout: int = 0,
+) -> tuple[Tensor, ...]:
     count = _directions(direction)
     functions = _activations(activations or ("Tanh",) * count, activation_alpha, activation_beta, count, 1)
     layers = _layers(
@@ -227,15 +247,26 @@ def _rnn(layer: Layer, initial: Tensor | None, layout: int) -> tuple[Tensor, Ten
     return rows, final
 
 
-# ---- GRU ---------------------------------------------------------------------------------------------------
+# ---- GRU ----
 
 
 @op("GRU")
 def gru(
-    x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, sequence_lens: Tensor | None = None, initial_h: Tensor | None = None, *,
-    activation_alpha: Sequence[float] = (), activation_beta: Sequence[float] = (), activations: Sequence[str] | None = None,
-    clip: float | None = None, direction: str = "forward", layout: int = 0, linear_before_reset: int = 0,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    sequence_lens: Tensor | None = None,
+    initial_h: Tensor | None = None,
+    *,
+    activation_alpha: Sequence[float] = (),
+    activation_beta: Sequence[float] = (),
+    activations: Sequence[str] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    layout: int = 0,
+    linear_before_reset: int = 0,
+) -> tuple[Tensor, ...]:
     count = _directions(direction)
     functions = _activations(
         activations or ("Sigmoid", "Tanh") * count, activation_alpha, activation_beta, count, 2
@@ -248,7 +279,10 @@ def gru(
 
 
 def _gru(layer: Layer, initial: Tensor | None, layout: int, linear: bool) -> tuple[Tensor, Tensor]:
-    """Gates in the order update, reset, hidden. The recurrent bias of the hidden gate stays apart where the reset applies to it."""
+    """Gates in the order update, reset, hidden.
+
+    The recurrent bias of the hidden gate stays apart where the reset applies to it.
+    """
     hidden = layer.hidden
     f, g = layer.functions
 
@@ -294,16 +328,28 @@ def _gru(layer: Layer, initial: Tensor | None, layout: int, linear: bool) -> tup
     return rows, final
 
 
-# ---- LSTM --------------------------------------------------------------------------------------------------
+# ---- LSTM ----
 
 
 @op("LSTM")
 def lstm(
-    x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, sequence_lens: Tensor | None = None, initial_h: Tensor | None = None,
-    initial_c: Tensor | None = None, p: Tensor | None = None, *,
-    activation_alpha: Sequence[float] = (), activation_beta: Sequence[float] = (), activations: Sequence[str] | None = None,
-    clip: float | None = None, direction: str = "forward", input_forget: int = 0, layout: int = 0,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    sequence_lens: Tensor | None = None,
+    initial_h: Tensor | None = None,
+    initial_c: Tensor | None = None,
+    p: Tensor | None = None,
+    *,
+    activation_alpha: Sequence[float] = (),
+    activation_beta: Sequence[float] = (),
+    activations: Sequence[str] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    input_forget: int = 0,
+    layout: int = 0,
+) -> tuple[Tensor, ...]:
     count = _directions(direction)
     functions = _activations(
         activations or ("Sigmoid", "Tanh", "Tanh") * count, activation_alpha, activation_beta, count, 3

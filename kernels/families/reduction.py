@@ -9,7 +9,7 @@ from fusile.ir import index as ix
 from fusile.ir.expr import Expr, apply, cast, const, eq, logical_not, select
 from fusile.ir.interpret import identity
 from fusile.ir.tensor import Tensor, compute, reduction, scan
-from fusile.kernels.families.elementwise import divide, filled, unary
+from fusile.kernels.families.elementwise import filled, unary
 from fusile.kernels.registry import Context, op
 from fusile.kernels.shapes import normal_axes, normal_axis
 
@@ -66,7 +66,7 @@ def averaged(extents: Sequence[Expr]) -> Callable[[Expr], Expr]:
 
 
 def _axes(ctx: Context, x: Tensor, axes: Tensor | None, empty: int) -> tuple[int, ...] | None:
-    """The axes that a node names, all where it names none, or None where it then asks for nothing to be done."""
+    """The axes that a node names, all where it names none, or None where nothing is then to be done."""
     given = ctx.numbers(axes, "the list of axes")
     if given:
         return normal_axes(given, x.rank)
@@ -146,11 +146,11 @@ for _name, _f in _REDUCTIONS.items():
     _register(_name, _f)
 
 
-# ---- arg-max ------------------------------------------------------------------------------------------------
+# ---- arg-max ----
 
 
 def best_index(x: Tensor, axis: int, kind: str, *, last: bool = False, keep: bool = True) -> Tensor:
-    """The position of the largest or smallest element along an axis: the first, or the last, of equal ones."""
+    """The position of the largest or smallest element along an axis: the first, or last, of equal ones."""
     best = reduced(x, [axis], kind, keep=True, name=kind)
     n = x.shape[axis]
     other = const(-1) if last else n
@@ -180,7 +180,7 @@ def arg_min(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: i
     return best_index(x, normal_axis(axis, x.rank), "min", last=bool(select_last_index), keep=bool(keepdims))
 
 
-# ---- softmax ------------------------------------------------------------------------------------------------
+# ---- softmax ----
 
 
 def _along(t: Tensor, i: Sequence[Expr], axis: int) -> Expr:
@@ -226,7 +226,7 @@ def hardmax(x: Tensor, *, axis: int = -1) -> Tensor:
     )
 
 
-# ---- running totals -------------------------------------------------------------------------------------------
+# ---- running totals ----
 
 
 def running(x: Tensor, axis: int, kind: str, *, exclusive: bool, reverse: bool) -> Tensor:

@@ -35,7 +35,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One resized axis: its sizes, the scale (output per input) and the region of interest, numbers or expressions."""
+    """One resized axis: its sizes, the scale (output per input) and the region of interest, numbers or
+    expressions.
+    """
 
     at: int
     old: Expr
@@ -107,7 +109,7 @@ def _coordinate(plan: Plan, axis: Axis, i: Expr) -> Expr:
     )
 
 
-# ---- nearest ------------------------------------------------------------------------------------------------
+# ---- nearest ----
 
 _ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "floor": np.floor,
@@ -132,32 +134,40 @@ def _nearest(x: Tensor, axis: Axis, plan: Plan) -> Tensor:
     """One load; where the size grows by a whole factor, at an integer quotient."""
     if plan.nearest not in _ROUNDINGS:
         raise Malformed(f"the rounding {plan.nearest!r}")
-    whole = _whole_factor(axis, plan)
-    outside: np.ndarray | None = None
-    if whole is not None:
-        position: Callable[[Expr], Expr] = lambda i: i // whole if whole != 1 else i
-    elif axis.fixed is not None:
-        old, new, scale = axis.fixed
-        found = _coordinates(plan, old, new, scale, axis.region)
-        if plan.coordinates == "tf_crop_and_resize":
-            outside = (found < 0) | (found > old - 1)
-        # The quotient of two floats may miss a whole number by its rounding error.
-        near = np.clip(_ROUNDINGS[plan.nearest](np.round(found, 9)), 0, max(old - 1, 0)).astype(np.int64)
-        step = _stride(near, old)
-        table = constant(near, "nearest")
-        position = (lambda i: i * step) if step is not None else (lambda i: table[i])
-    else:
-        position = lambda i: minimum(
-            maximum(_rounded(_coordinate(plan, axis, i), plan.nearest), const(0)), axis.old - 1
-        )
     at = axis.at
+    whole = _whole_factor(axis, plan)
+    near, outside = (None, None) if whole is not None else _nearest_table(axis, plan)
+    step = None if near is None else _stride(near, ix.number(axis.old) or 0)
+    table = None if near is None else constant(near, "nearest")
     mask = constant(outside, "outside") if outside is not None and outside.any() else None
+
+    def position(i: Expr) -> Expr:
+        if whole is not None:
+            return i // whole
+        if step is not None:
+            return i * step
+        if table is not None:
+            return table[i]
+        found = _rounded(_coordinate(plan, axis, i), plan.nearest)
+        return minimum(maximum(found, const(0)), axis.old - 1)
 
     def body(*i: Expr) -> Expr:
         v = x[(*i[:at], position(i[at]), *i[at + 1 :])]
         return v if mask is None else select(mask[i[at]], const(plan.extrapolation, x.dtype), v)
 
     return compute((*x.shape[:at], axis.new, *x.shape[at + 1 :]), body, name="nearest")
+
+
+def _nearest_table(axis: Axis, plan: Plan) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The position of every output element, and where it lies outside; None where sizes are symbols."""
+    if axis.fixed is None:
+        return None, None
+    old, new, scale = axis.fixed
+    found = _coordinates(plan, old, new, scale, axis.region)
+    outside = (found < 0) | (found > old - 1) if plan.coordinates == "tf_crop_and_resize" else None
+    # The quotient of two floats may miss a whole number by its rounding error.
+    near = np.clip(_ROUNDINGS[plan.nearest](np.round(found, 9)), 0, max(old - 1, 0)).astype(np.int64)
+    return near, outside
 
 
 def _whole_factor(axis: Axis, plan: Plan) -> int | None:
@@ -189,7 +199,7 @@ def _stride(near: np.ndarray, old: int) -> int | None:
     return step if step > 1 and np.array_equal(near, np.arange(len(near)) * step) and near[-1] < old else None
 
 
-# ---- linear and cubic ------------------------------------------------------------------------------------------
+# ---- linear and cubic ----
 
 
 def _cubic_weight(t: np.ndarray, a: float) -> np.ndarray:
@@ -305,13 +315,19 @@ def _cubic_at(t: Expr, a: float) -> list[Expr]:
     return [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)]
 
 
-# ---- the operator ----------------------------------------------------------------------------------------------
+# ---- the operator ----
 
 
 def _axes_of(
-    ctx: Context, x: Tensor, axes: Sequence[int] | None, scales: Tensor | None, sizes: Tensor | None, roi: Tensor | None,
-    policy: str, crop: bool,
-) -> list[Axis]:  # fmt: skip
+    ctx: Context,
+    x: Tensor,
+    axes: Sequence[int] | None,
+    scales: Tensor | None,
+    sizes: Tensor | None,
+    roi: Tensor | None,
+    policy: str,
+    crop: bool,
+) -> list[Axis]:
     where = list(range(x.rank)) if axes is None else [normal_axis(a, x.rank) for a in axes]
     regions = _regions(ctx, roi, len(where)) if crop else [(0.0, 1.0)] * len(where)
     if sizes is not None and ix.number(sizes.shape[0]) != 0:
@@ -383,19 +399,35 @@ def _regions(ctx: Context, roi: Tensor | None, count: int) -> list[tuple[float, 
 
 @op("Resize")
 def resize(
-    ctx: Context, x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None, *,
-    antialias: int = 0, axes: Sequence[int] | None = None, coordinate_transformation_mode: str = "half_pixel",
-    cubic_coeff_a: float = -0.75, exclude_outside: int = 0, extrapolation_value: float = 0.0,
-    keep_aspect_ratio_policy: str = "stretch", mode: str = "nearest", nearest_mode: str = "round_prefer_floor",
-) -> Tensor:  # fmt: skip
+    ctx: Context,
+    x: Tensor,
+    roi: Tensor | None = None,
+    scales: Tensor | None = None,
+    sizes: Tensor | None = None,
+    *,
+    antialias: int = 0,
+    axes: Sequence[int] | None = None,
+    coordinate_transformation_mode: str = "half_pixel",
+    cubic_coeff_a: float = -0.75,
+    exclude_outside: int = 0,
+    extrapolation_value: float = 0.0,
+    keep_aspect_ratio_policy: str = "stretch",
+    mode: str = "nearest",
+    nearest_mode: str = "round_prefer_floor",
+) -> Tensor:
     """Axis by axis: the weights of all modes are products of weights per axis."""
     if mode not in ("nearest", "linear", "cubic"):
         raise Malformed(f"the mode {mode!r}")
     # A weight outside is always left out under antialias, as the reference does.
     plan = Plan(
-        mode, coordinate_transformation_mode, nearest_mode, cubic_coeff_a,
-        bool(exclude_outside), extrapolation_value, bool(antialias),
-    )  # fmt: skip
+        mode,
+        coordinate_transformation_mode,
+        nearest_mode,
+        cubic_coeff_a,
+        bool(exclude_outside),
+        extrapolation_value,
+        bool(antialias),
+    )
     crop = coordinate_transformation_mode == "tf_crop_and_resize"
     out = x
     for axis in _axes_of(ctx, x, axes, scales, sizes, roi, keep_aspect_ratio_policy, crop):

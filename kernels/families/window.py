@@ -14,7 +14,9 @@ from fusile.kernels.shapes import padded, reshaped
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How a window slides: per dimension its size, step, spacing, the padding before and after, and the number of positions."""
+    """How a window slides: per dimension its size, step, spacing, the padding before and after, and the
+    number of positions.
+    """
 
     kernel: tuple[Expr, ...]
     strides: tuple[int, ...]
@@ -85,7 +87,10 @@ def biased(y: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def convolve(ctx: Context, x: Tensor, weight: Tensor, slide: Window, group: int) -> Tensor:
-    """The convolution without bias; `x` is not padded yet. Grouped ones go over [n, g, o, …] and are viewed as [n, g * o, …]."""
+    """The convolution without bias; `x` is not padded yet.
+
+    Grouped ones go over [n, g, o, …] and are viewed as [n, g * o, …].
+    """
     filters, each, *_ = weight.shape
     ctx.require(eq(x.shape[1], each * group), f"{x.shape[1]} channels, but {group} groups of {each}")
     p = padded(x, slide.before, slide.after, 0)
@@ -118,10 +123,17 @@ def convolve(ctx: Context, x: Tensor, weight: Tensor, slide: Window, group: int)
 
 @op("Conv")
 def conv(
-    ctx: Context, x: Tensor, w: Tensor, b: Tensor | None = None, *,
-    auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None, group: int = 1,
-    pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
-) -> Tensor:  # fmt: skip
+    ctx: Context,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
     """[n, c, …] with filters [o, c / group, …]."""
     if x.rank < 3 or w.rank != x.rank:
         raise Malformed(f"takes tensors of one rank of at least 3, not {x.rank} and {w.rank}")
@@ -131,13 +143,18 @@ def conv(
     return biased(convolve(ctx, x, w, slide, group), b)
 
 
-# ---- transposed ----------------------------------------------------------------------------------------------
+# ---- transposed ----
 
 
 def _transposed_padding(
-    space: Shape, reach: Sequence[Expr], strides: Sequence[int], extra: Sequence[int], pads: Sequence[int] | None,
-    auto_pad: str, output_shape: Sequence[int] | None,
-) -> tuple[list[Expr], list[Expr]]:  # fmt: skip
+    space: Shape,
+    reach: Sequence[Expr],
+    strides: Sequence[int],
+    extra: Sequence[int],
+    pads: Sequence[int] | None,
+    auto_pad: str,
+    output_shape: Sequence[int] | None,
+) -> tuple[list[Expr], list[Expr]]:
     """(padding before, output size) of a transposed convolution."""
     rank = len(space)
     around = tuple(pads or (0,) * (2 * rank))
@@ -184,12 +201,22 @@ def _spread(w: Tensor, dilations: Sequence[int], strides: Sequence[int]) -> Tens
 
 @op("ConvTranspose")
 def conv_transpose(
-    ctx: Context, x: Tensor, w: Tensor, b: Tensor | None = None, *,
-    auto_pad: str = "NOTSET", dilations: Sequence[int] | None = None, group: int = 1, output_padding: Sequence[int] | None = None,
-    output_shape: Sequence[int] | None = None, pads: Sequence[int] | None = None, strides: Sequence[int] | None = None,
-) -> Tensor:  # fmt: skip
-    """Filters [c, o / group, …]. Output position q * stride + phase meets only the filter elements phase + t * stride, so the sum goes
-    over [n, g, o, q, phase, …] with plain index maps; a view then cuts the padding off.
+    ctx: Context,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    output_padding: Sequence[int] | None = None,
+    output_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    """Filters [c, o / group, …]. Output position q * stride + phase meets only the filter elements phase + t
+    * stride, so the sum goes over [n, g, o, q, phase, …] with plain index maps; a view then cuts the padding
+    off.
     """
     rank = x.rank - 2
     if rank < 1 or w.rank != x.rank:

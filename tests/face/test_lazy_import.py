@@ -104,7 +104,8 @@ except fusile.UsageError as error:
 def test_scripts_run_with_the_name_taken(tmp_path: Path) -> None:
     script = tmp_path / "app.py"
     script.write_text(
-        "import sys, onnxruntime, helper\nprint(onnxruntime.InferenceSession.__module__, sys.argv[1:], __name__)\n"
+        "import sys, onnxruntime, helper\n"
+        "print(onnxruntime.InferenceSession.__module__, sys.argv[1:], __name__)\n"
     )
     (tmp_path / "helper.py").write_text("")
     command = [sys.executable, "-m", "fusile.as_onnxruntime", str(script), "--flag", "1"]

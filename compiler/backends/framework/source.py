@@ -539,7 +539,12 @@ class Body:
                 statement.value = substitute(statement.value, out[-1].targets, out[-1].value)
                 out.pop()
             out.append(statement)
-        self.statements = out
+        end = Statement(None, self.result)
+        while out and self._folds(out[-1], end, count, names, indent):
+            assert isinstance(out[-1].targets, Var)
+            end.value = substitute(end.value, out[-1].targets, out[-1].value)
+            out.pop()
+        self.statements, self.result = out, end.value
 
     @staticmethod
     def _folds(

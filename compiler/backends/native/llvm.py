@@ -326,7 +326,7 @@ class FunctionPrinter:
         assert count is not None, f"the local buffer {b.name} needs a fixed size"
         self.kept_lanes[b] = self.vector
         self.kept_axes[b] = tuple(a for a, _ in instances[0].places)
-        element = self.sized(scalars.memory_type(b.dtype), self.lanes if self.vector else 0)
+        element = self.sized(scalars.memory_type(b.dtype), self.lanes if self.vector is not None else 0)
         for i in instances:
             slot = f"%a{self.temporaries}"
             self.temporaries += 1

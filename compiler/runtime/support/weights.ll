@@ -1,6 +1,5 @@
-; A weights file: a head of 4096 bytes, then the packed weights. Head: "FUSILEW1", i64 bytes of weights, 32
-; bytes layout key (as in %plan_header), 32 bytes SHA-256 of the weights (for tools; not looked at here),
-; zeros. Mapped, so that processes share it.
+; A weights file: a head of 4096 bytes, then the packed weights. Head: "FUSILEW1", i64 bytes of weights, 32 bytes
+; layout key (as in %plan_header), zeros; weights_file.py writes it. Mapped, so that processes share it.
 
 @weights.magic = private unnamed_addr constant [8 x i8] c"FUSILEW1"
 

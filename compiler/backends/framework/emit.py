@@ -1,0 +1,180 @@
+"""What both framework backends do around their printers: prepare the graph, fill the frame, write the folder."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import onnx_ir as ir
+
+from fusile.backends.framework import weights as wf
+from fusile.backends.framework.common import Framework, Place, Printer, stored_axes
+from fusile.backends.framework.source import Code, Plain, call, layout, literal
+from fusile.graph.tensors import Weight
+
+MODEL_FILE, WEIGHTS_FILE = "model.py", "weights.safetensors"
+HELPER = "    # helper\n"
+
+
+@dataclass(frozen=True, slots=True)
+class EmitReport:
+    """What was written: the files, and the tensors of the module by what they are for.
+
+    Each list holds (name in the weights file, shape) in the order of use.
+    """
+
+    files: tuple[Path, ...]
+    parameters: tuple[tuple[str, tuple[int, ...]], ...]
+    buffers: tuple[tuple[str, tuple[int, ...]], ...]
+    constants: tuple[tuple[str, tuple[int, ...]], ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def size(self) -> int:
+        """Number of trainable elements."""
+        return sum(_product(shape) for _, shape in self.parameters)
+
+
+def _product(shape: Sequence[int]) -> int:
+    out = 1
+    for size in shape:
+        out *= size
+    return out
+
+
+def write_folder(
+    folder: Path, source: str, model: ir.Model, known: Mapping[str, Weight], notes: Sequence[str] = ()
+) -> EmitReport:
+    """Write model.py and weights.safetensors, both or neither."""
+    ast.parse(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / (MODEL_FILE + ".part")
+    try:
+        part.write_text(source, encoding="utf-8")
+        wf.write(folder / WEIGHTS_FILE, model, known)
+        os.replace(part, folder / MODEL_FILE)
+    finally:
+        part.unlink(missing_ok=True)
+    lists: dict[str, list[tuple[str, tuple[int, ...]]]] = {"param": [], "buffer": [], "constant": []}
+    for own, weight in known.items():
+        held = model.graph.initializers[own].const_value
+        assert held is not None
+        shape = [int(n) for n in held.shape.numpy()]
+        shape = [shape[axis] for axis in weight.perm] if weight.perm is not None else shape
+        lists[weight.role].append((weight.name, tuple(shape)))
+    files = (folder / MODEL_FILE, folder / WEIGHTS_FILE)
+    return EmitReport(files, *(tuple(lists[role]) for role in ("param", "buffer", "constant")), tuple(notes))
+
+
+def fill(framework: Framework, values: Mapping[str, Any]) -> str:
+    """The frame of a file with its parts filled in."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fusile.templates", framework.name),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    return environment.get_template("model.py.j2").render(values)
+
+
+def helper_sources(framework: Framework, names: Sequence[str], needs: Mapping[str, Sequence[str]]) -> str:
+    """The text of helper functions and of those that they call, sorted by name."""
+    wanted: set[str] = set()
+    pending = list(names)
+    while pending:
+        name = pending.pop()
+        if name not in wanted:
+            wanted.add(name)
+            pending += needs.get(name, ())
+    loader = jinja2.PackageLoader("fusile.templates", framework.name)
+    environment = jinja2.Environment(loader=loader, autoescape=False)
+    texts = [loader.get_source(environment, f"helpers/{name}.py.j2")[0] for name in sorted(wanted)]
+    return "\n\n".join(text.strip() + "\n" for text in texts)
+
+
+# ---- parts of the file -------------------------------------------------------------------------------
+
+
+def one_line(text: str, most: int = 60) -> str:
+    """A name out of a model for a docstring or comment: printable, short, unable to end the string."""
+    clean = "".join(c if c.isprintable() and c not in '"\\' else " " for c in text)
+    clean = re.sub(r"\s+", " ", clean).strip()
+    return clean if len(clean) <= most else clean[: most - 3].rstrip() + "..."
+
+
+def shape_text(value: ir.Value) -> str:
+    """`float32[batch, 3, 224, 224]`"""
+    kind = value.dtype.name.lower() if value.dtype is not None else "tensor"
+    kind = {"float": "float32", "double": "float64"}.get(kind, kind)
+    if value.shape is None:
+        return kind
+    sizes = (str(d) if isinstance(d, int) else one_line(d.value or "?", 24) or "?" for d in value.shape)
+    return f"{kind}[{', '.join(sizes)}]"
+
+
+def forward_doc(printer: Printer) -> list[str]:
+    """The docstring of the forward function: inputs and outputs with their shapes."""
+    lines = ['"""', "Inputs:"]
+    for var, value in zip(printer.arguments, printer.model.graph.inputs, strict=True):
+        lines.append(f"    {var.hint}: {shape_text(value)}")
+    lines.append("Outputs:")
+    for value in printer.model.graph.outputs:
+        lines.append(f"    {one_line(str(value.name), 40) or 'output'}: {shape_text(value)}")
+    return [*lines, '"""']
+
+
+def layer_lines(printer: Printer, indent: int) -> list[str]:
+    """The attributes of the module, in the order of use."""
+    out: list[str] = []
+    for layer in printer.layers:
+        before = f"self.{layer.attribute} = " if layer.assign else ""
+        out += layout(before, layer.constructor, "", indent, {})
+    return out
+
+
+def table(name: str, role: str, printer: Printer) -> list[str]:
+    """One of the three lists: module tensor -> where it lies in the weights file."""
+    rows = [(path, weight, place) for path, (weight, place) in printer.tensors.items() if weight.role == role]
+    if not rows:
+        return [f"{name}: dict[str, Stored] = {{}}"]
+    out = [f"{name}: dict[str, Stored] = {{"]
+    for path, weight, place in rows:
+        out += layout(f"{literal(path)}: ", stored(weight, place), ",", 4, {})
+    return [*out, "}"]
+
+
+def stored(weight: Weight, place: Place) -> Code:
+    """`Stored(...)` of one tensor."""
+    given: dict[str, Plain] = {}
+    if place.part:
+        given["part"] = tuple(p if isinstance(p, int) else call("slice", *p) for p in place.part)
+    if place.gates:
+        given["gates"] = place.gates
+    axes = stored_axes(weight, place)
+    if axes:
+        given["axes"] = axes
+    if place.shape and place.shape != _file_shape(weight, place):
+        given["shape"] = place.shape
+    if place.halves:
+        given["halves"] = True
+    return call("Stored", weight.name, **given)
+
+
+def _file_shape(weight: Weight, place: Place) -> tuple[int, ...]:
+    held = place.value.const_value
+    assert held is not None
+    shape = tuple(int(n) for n in held.shape.numpy())
+    return shape if weight.perm is None else tuple(shape[axis] for axis in weight.perm)
+
+
+def uses(text: str, word: str) -> bool:
+    """Whether a dotted name occurs in the source."""
+    return re.search(rf"(?<![\w.]){re.escape(word)}", text) is not None

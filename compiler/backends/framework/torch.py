@@ -1,0 +1,87 @@
+"""The PyTorch backend: a graph as an `nn.Module` with the weights file that fills it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from fusile.backends.framework import emit as em
+from fusile.backends.framework import torch_layers, torch_rows
+from fusile.backends.framework.common import Framework, Printer
+from fusile.backends.framework.emit import EmitReport
+from fusile.backends.framework.source import Name, signature
+from fusile.graph.recognise import recognise
+from fusile.graph.tensors import weights
+from fusile.options import Options
+
+FRAMEWORK = Framework(
+    name="torch",
+    rows={**torch_rows.ROWS, **torch_layers.LAYERS},
+    size=lambda x, axis: x.attribute("shape")[axis],
+    sizes=lambda x: x.attribute("shape"),
+    constant=torch_rows.constant,
+    parameter=torch_layers.parameter,
+    permute=torch_rows.permute,
+    reserved=frozenset(
+        "F Model Path Stored Tensor attrgetter list load load_file load_weights max min nn range safe_open save_file"
+        " save_weights self slice torch abs gather_nd scatter_nd reshape resize_axis average_pool pad_same lstm"
+        " gru rnn split_even bool dict float int str tuple print".split()
+    ),
+    attributes=frozenset(
+        "T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double"
+        " dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half"
+        " ipu load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters"
+        " register_buffer register_module register_parameter requires_grad_ set_extra_state set_submodule"
+        " share_memory state_dict to to_empty train training type xpu zero_grad".split()
+    ),
+)
+_NEEDS = {"resize_axis": (), "lstm": ("scan",), "gru": ("scan",), "rnn": ("scan",)}
+
+
+def emit(model: ir.Model, folder: Path, options: Options | None = None) -> EmitReport:
+    """Write `model.py` and `weights.safetensors` into a folder, both or neither.
+
+    The graph is canonical, with shapes and types filled in; it is changed in place. Raises
+    UnsupportedError with every gap at once.
+    """
+    recognise(model)
+    known = weights(model)
+    printer = Printer(model, FRAMEWORK, known)
+    printer.run()
+    return em.write_folder(Path(folder), source(printer), model, known)
+
+
+def source(printer: Printer) -> str:
+    """The text of model.py."""
+    body = printer.body.lines(8)
+    layers = em.layer_lines(printer, 8)
+    names = [var.hint for var in printer.arguments]
+    count = len(printer.model.graph.outputs)
+    answer = "Tensor" if count == 1 else f"tuple[{', '.join(['Tensor'] * count)}]"
+    answer = answer if len(answer) <= 60 else "tuple[Tensor, ...]"
+    arguments = ["self", *(f"{name}: Tensor" for name in names)]
+    helpers = em.helper_sources(FRAMEWORK, list(printer.helpers), _NEEDS)
+    text = "\n".join([*body, *layers, helpers])
+    tables = {
+        name.lower(): em.table(name, role, printer)
+        for name, role in (("PARAMETERS", "param"), ("BUFFERS", "buffer"), ("CONSTANTS", "constant"))
+    }
+    return em.fill(
+        FRAMEWORK,
+        {
+            "title": em.one_line(printer.model.graph.name or "") or "model",
+            "functional": em.uses(text, "F."),
+            "math": em.uses(text, "math."),
+            "tensors": tables,
+            "gates": any(place.gates or place.part for _, place in printer.tensors.values()),
+            "helpers": helpers,
+            "layers": layers,
+            "signature": signature("def forward", arguments, f" -> {answer}:", 4),
+            "doc": em.forward_doc(printer),
+            "body": body,
+        },
+    )
+
+
+__all__ = ["FRAMEWORK", "Name", "emit"]

@@ -1,0 +1,574 @@
+"""PyTorch layers: rows of operators that carry weights, and of pooling and resizing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from fusile.backends.framework import torch_rows as tr
+from fusile.backends.framework.common import Layer, Place, Printer, Row, Site
+from fusile.backends.framework.source import Code, Name, Plain, Var, call, code, name, short_float
+from fusile.backends.framework.torch_rows import dtype, last, plain
+from fusile.backends.framework.windows import Window, is_zero_state, window
+from fusile.graph.tensors import Weight
+
+
+def typed(kind: ir.DataType) -> dict[str, Plain]:
+    """`dtype=` for layers that are not of float32."""
+    return {} if kind is ir.DataType.FLOAT else {"dtype": dtype(kind)}
+
+
+def parameter(printer: Printer, attribute: str, weight: Weight, shape: tuple[int, ...], kind: ir.DataType) -> Layer:
+    """A tensor of the module outside layers: a parameter, a buffer, or a constant beside them."""
+    zeros = call("torch.zeros", *(shape or ((),)), **typed(kind))
+    if weight.role == "param":
+        return Layer(attribute, call("nn.Parameter", zeros))
+    extra: dict[str, Plain] = {} if weight.role == "buffer" else {"persistent": False}
+    return Layer(attribute, call("self.register_buffer", attribute, zeros, **extra), assign=False)
+
+
+def without_defaults(given: Mapping[str, Plain], defaults: Mapping[str, Plain]) -> dict[str, Plain]:
+    """Keyword arguments that differ from the framework's defaults."""
+    return {word: value for word, value in given.items() if value != defaults.get(word)}
+
+
+# ---- convolution -------------------------------------------------------------------------------------
+
+
+def padded(n: Site, x: Code, w: Window, fill: float = 0.0) -> tuple[Code, list[int]]:
+    """x, padded by itself where a layer's symmetric padding does not do, and the padding left to the layer."""
+    if w.same:
+        extra: list[Plain] = [] if not fill else [fill]
+        helper = n.helper("pad_same")
+        return helper(x, w.kernel, w.strides, w.dilations, w.same == "SAME_LOWER", *extra), [0] * w.dims
+    if w.before == w.after:
+        return x, w.before
+    pads: list[Plain] = []
+    for low, high in zip(reversed(w.before), reversed(w.after), strict=True):
+        pads += [low, high]
+    value: dict[str, Plain] = {"value": fill} if fill else {}
+    return call("F.pad", x, tuple(pads), **value), [0] * w.dims
+
+
+def conv(n: Site) -> Code:
+    w = window(n)
+    x, padding = padded(n, n.tensor(), w)
+    settings = without_defaults(
+        {
+            "stride": plain(w.strides),
+            "padding": plain(padding),
+            "dilation": plain(w.dilations),
+            "groups": n.integer("group", 1),
+        },
+        {"stride": 1, "padding": 0, "dilation": 1, "groups": 1},
+    )
+    if w.dims > 3:
+        n.refuse(f"a convolution over {w.dims} axes")
+    if not n.trains(1, 2) or n.shared(1, 2):
+        bias = [n.tensor(2)] if n.has(2) else []
+        return call(f"F.conv{w.dims}d", x, n.tensor(1), *bias, **settings)
+    out, inner = n.fixed(1, 0), n.fixed(1, 1) * n.integer("group", 1)
+    bias_off: dict[str, Plain] = {} if n.has(2) else {"bias": False}
+    made = call(
+        f"nn.Conv{w.dims}d", inner, out, plain(w.kernel), **settings, **bias_off, **typed(n.dtype(1))
+    )
+    return n.layer(n.stem(), made, _weight_bias(n))(x)
+
+
+def _weight_bias(n: Site, axes: tuple[int, ...] = (), shape: tuple[int, ...] = ()) -> dict[str, Place]:
+    places = {"weight": Place(n.value(1), axes=axes, shape=shape)}
+    if n.has(2):
+        size = math.prod(n.fixed(2, a) for a in range(n.rank(2)))
+        places["bias"] = Place(n.value(2), shape=shape or (() if n.rank(2) == 1 else (size,)))
+    return places
+
+
+def conv_transpose(n: Site) -> Code:
+    w = window(n)
+    extra = n.integers("output_padding", [0] * w.dims)
+    if w.dims > 3:
+        n.refuse(f"a convolution over {w.dims} axes")
+    reach = [(k - 1) * d + 1 for k, d in zip(w.kernel, w.dilations, strict=True)]
+    before, after = w.before, w.after
+    if w.same or n.node.attributes.get("output_shape") is not None:
+        before, after = _transposed_pads(n, w, extra, reach)
+    symmetric = before == after and min(before) >= 0
+    fits = all(e < max(s, d) for e, s, d in zip(extra, w.strides, w.dilations, strict=True))
+    settings = without_defaults(
+        {
+            "stride": plain(w.strides),
+            "padding": plain(before) if symmetric else 0,
+            "output_padding": plain(extra) if fits else 0,
+            "groups": n.integer("group", 1),
+            "dilation": plain(w.dilations),
+        },
+        {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1},
+    )
+    x = n.tensor()
+    if n.trains(1, 2) and not n.shared(1, 2):
+        out, inner = n.fixed(1, 1) * n.integer("group", 1), n.fixed(1, 0)
+        bias_off: dict[str, Plain] = {} if n.has(2) else {"bias": False}
+        kind = typed(n.dtype(1))
+        made = call(f"nn.ConvTranspose{w.dims}d", inner, out, plain(w.kernel), **settings, **bias_off, **kind)
+        y = n.layer(n.stem(), made, _weight_bias(n))(x)
+    else:
+        bias = [n.tensor(2)] if n.has(2) else []
+        y = call(f"F.conv_transpose{w.dims}d", x, n.tensor(1), *bias, **settings)
+    if not fits:
+        n.refuse(f"an output padding of {extra} beside strides of {w.strides}")
+    if symmetric:
+        return y
+    crop: list[Plain] = []
+    for low, high in zip(reversed(before), reversed(after), strict=True):
+        crop += [-low, -high]
+    return call("F.pad", y, tuple(crop))
+
+
+def _transposed_pads(n: Site, w: Window, extra: list[int], reach: list[int]) -> tuple[list[int], list[int]]:
+    """Pads from the wanted output sizes: total = stride * (in - 1) + extra + reach - out."""
+    wanted = n.integers("output_shape")
+    if wanted:
+        sizes = [n.fixed(0, axis + 2) for axis in range(w.dims)]
+        total = [
+            s * (i - 1) + e + r - o
+            for s, i, e, r, o in zip(w.strides, sizes, extra, reach, wanted[-w.dims :], strict=True)
+        ]
+    else:
+        total = [e + r - s for s, e, r in zip(w.strides, extra, reach, strict=True)]
+    upper = n.string("auto_pad") == "SAME_UPPER"
+    small = [t // 2 for t in total]
+    large = [t - t // 2 for t in total]
+    return (small, large) if upper else (large, small)
+
+
+# ---- linear, embedding -------------------------------------------------------------------------------
+
+
+def linear(n: Site) -> Code:
+    transposed = bool(n.integer("transposed"))
+    weight = n.value(1)
+    outer, inner = (n.fixed(1, 0), n.fixed(1, 1)) if transposed else (n.fixed(1, 1), n.fixed(1, 0))
+    if not n.trains(1, 2) or n.shared(1, 2):
+        turned = n.tensor(1) if transposed else tr.permute(n.tensor(1), (1, 0))
+        bias = [n.tensor(2)] if n.has(2) else []
+        return call("F.linear", n.tensor(), turned, *bias)
+    bias_off: dict[str, Plain] = {} if n.has(2) else {"bias": False}
+    places = _weight_bias(n)
+    places["weight"] = Place(weight, axes=() if transposed else (1, 0))
+    made = call("nn.Linear", inner, outer, **bias_off, **typed(n.dtype(1)))
+    return n.layer(n.stem(), made, places)(n.tensor())
+
+
+def gather(n: Site) -> Code:
+    """An embedding where a trained matrix is looked up by computed indices, else indexing."""
+    if n.weight(0) is None or n.rank(0) != 2 or n.axis(0) != 0 or not n.trains(0) or n.host(1) is not None:
+        return tr.gather(n)
+    if n.shared(0):
+        return call("F.embedding", n.tensor(1), n.tensor(0))
+    made = call("nn.Embedding", n.fixed(0, 0), n.fixed(0, 1), **typed(n.dtype(0)))
+    return n.layer(n.stem(0), made, {"weight": Place(n.value(0))})(n.tensor(1))
+
+
+# ---- normalisation -----------------------------------------------------------------------------------
+
+
+def batch_norm(n: Site) -> Code | list[Code | None]:
+    channels, rank = n.fixed(1, 0), n.rank()
+    epsilon, momentum = n.real("epsilon", 1e-5), round(1.0 - n.real("momentum", 0.9), 7)
+    if n.integer("training_mode"):
+        return _batch_norm_training(n, epsilon, n.real("momentum", 0.9))
+    weights = [n.weight(i) for i in range(1, 5)]
+    roles = [w.role if w is not None else "" for w in weights]
+    if roles != ["param", "param", "buffer", "buffer"] or n.shared(1, 2, 3, 4) or not 2 <= rank <= 5:
+        args = [n.tensor(i) for i in (3, 4, 1, 2)]
+        return call("F.batch_norm", n.tensor(), *args, eps=epsilon)
+    settings = without_defaults({"eps": epsilon, "momentum": momentum}, {"eps": 1e-5, "momentum": 0.1})
+    made = call(f"nn.BatchNorm{max(1, rank - 2)}d", channels, **settings, **typed(n.dtype(1)))
+    names = ("weight", "bias", "running_mean", "running_var")
+    places = {word: Place(n.value(i + 1)) for i, word in enumerate(names)}
+    return n.layer(n.stem(), made, places)(n.tensor())
+
+
+def _batch_norm_training(n: Site, epsilon: float, momentum: float) -> list[Code | None]:
+    """Normalise by the batch and answer the running statistics after it."""
+    x, axes = n.tensor(), tuple(axis for axis in range(n.rank()) if axis != 1)
+    y = call("F.batch_norm", x, None, None, n.tensor(1), n.tensor(2), training=True, eps=epsilon)
+    mean = n.tensor(3) * momentum + x.method("mean", axes) * short_float(1 - momentum)
+    spread = x.method("var", axes, correction=0)
+    return [y, mean, n.tensor(4) * momentum + spread * short_float(1 - momentum)]
+
+
+def _normalised(n: Site) -> list[int]:
+    """Sizes of the axes that a layer norm normalises, taken from its weight where the input leaves them open."""
+    axis, sizes = n.axis(-1), n.shape()
+    own = n.shape(1) if n.has(1) else []
+    out = []
+    for index in range(axis, n.rank()):
+        size = sizes[index]
+        if not isinstance(size, int):
+            other = own[index - n.rank()] if n.rank() - index <= len(own) else None
+            if not isinstance(other, int):
+                n.refuse(f"the size of the normalised axis {index} is not fixed")
+            size = other
+        out.append(size)
+    return out
+
+
+def layer_norm(n: Site) -> Code | list[Code | None]:
+    sizes, epsilon = _normalised(n), n.real("epsilon", 1e-5)
+    shape: Plain = sizes[0] if len(sizes) == 1 else tuple(sizes)
+    fits = n.shape(1) == sizes and (not n.has(2) or n.shape(2) == sizes)
+    if n.used(1) or n.used(2):
+        return _layer_norm_parts(n, len(sizes), epsilon)
+    if fits and n.trains(1, 2) and not n.shared(1, 2):
+        settings = without_defaults({"eps": epsilon}, {"eps": 1e-5})
+        bias_off: dict[str, Plain] = {} if n.has(2) else {"bias": False}
+        made = call("nn.LayerNorm", shape, **settings, **bias_off, **typed(n.dtype(1)))
+        return n.layer(n.stem(), made, _weight_bias(n))(n.tensor())
+    if fits:
+        rest = [n.tensor(1), *([n.tensor(2)] if n.has(2) else [])]
+        return call("F.layer_norm", n.tensor(), tuple(sizes), *rest, eps=epsilon)
+    out = call("F.layer_norm", n.tensor(), tuple(sizes), eps=epsilon) * n.tensor(1)
+    return out + n.tensor(2) if n.has(2) else out
+
+
+def _layer_norm_parts(n: Site, count: int, epsilon: float) -> list[Code | None]:
+    """The mean and the inverse deviation are outputs too."""
+    x, axes = n.tensor(), tuple(range(n.rank() - count, n.rank()))
+    mean = n.let(x.method("mean", axes, keepdim=True), "mean")
+    centred = n.let(x - mean, "centred")
+    inverse = n.let((centred.method("square").method("mean", axes, keepdim=True) + epsilon).method("rsqrt"), "inverse")
+    out = centred * inverse * n.tensor(1)
+    return [out + n.tensor(2) if n.has(2) else out, mean, inverse]
+
+
+def rms_norm(n: Site) -> Code:
+    sizes, epsilon = _normalised(n), n.real("epsilon", 1e-5)
+    shape: Plain = sizes[0] if len(sizes) == 1 else tuple(sizes)
+    if n.shape(1) == sizes and n.trains(1) and not n.shared(1):
+        made = call("nn.RMSNorm", shape, eps=epsilon, **typed(n.dtype(1)))
+        return n.layer(n.stem(), made, {"weight": Place(n.value(1))})(n.tensor())
+    return call("F.rms_norm", n.tensor(), tuple(sizes), eps=epsilon) * n.tensor(1)
+
+
+def group_norm(n: Site) -> Code:
+    groups, epsilon = n.integer("num_groups", 1), n.real("epsilon", 1e-5)
+    channels = math.prod(n.fixed(1, axis) for axis in range(n.rank(1)))
+    flat = () if n.rank(1) == 1 else (channels,)
+    if n.trains(1, 2) and not n.shared(1, 2):
+        settings = without_defaults({"eps": epsilon}, {"eps": 1e-5})
+        made = call("nn.GroupNorm", groups, channels, **settings, **typed(n.dtype(1)))
+        places = {"weight": Place(n.value(1), shape=flat), "bias": Place(n.value(2), shape=flat)}
+        return n.layer(n.stem(), made, places)(n.tensor())
+    weight, bias = (n.tensor(i).method("flatten") if flat else n.tensor(i) for i in (1, 2))
+    return call("F.group_norm", n.tensor(), groups, weight, bias, eps=epsilon)
+
+
+def instance_norm(n: Site) -> Code:
+    dims, epsilon = n.rank() - 2, n.real("epsilon", 1e-5)
+    if n.trains(1, 2) and not n.shared(1, 2) and 1 <= dims <= 3:
+        settings = without_defaults({"eps": epsilon}, {"eps": 1e-5})
+        made = call(f"nn.InstanceNorm{dims}d", n.fixed(1, 0), **settings, affine=True, **typed(n.dtype(1)))
+        return n.layer(n.stem(), made, _weight_bias(n))(n.tensor())
+    return call("F.instance_norm", n.tensor(), weight=n.tensor(1), bias=n.tensor(2), eps=epsilon)
+
+
+def local_response(n: Site) -> Code:
+    size = n.integer("size", 1)
+    alpha, beta, bias = n.real("alpha", 1e-4), n.real("beta", 0.75), n.real("bias", 1.0)
+    if size % 2:
+        return call("F.local_response_norm", n.tensor(), size, alpha=alpha, beta=beta, k=bias)
+    x = n.tensor()
+    pads = (0, 0) * (n.rank() - 2) + ((size - 1) // 2, size // 2)
+    near = call("F.pad", x.method("square"), pads).method("unfold", 1, size, 1).method("sum", -1)
+    return x / (near * short_float(alpha / size) + bias).method("pow", beta)
+
+
+# ---- recurrence --------------------------------------------------------------------------------------
+
+_GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
+"""ONNX's gates (i o f c, z r h) in PyTorch's order (i f g o, r z n)."""
+_PLAIN_ACTIVATIONS = {
+    "LSTM": ["sigmoid", "tanh", "tanh"],
+    "GRU": ["sigmoid", "tanh"],
+    "RNN": ["tanh"],
+}
+
+
+def recurrent(n: Site) -> list[Code | None]:
+    kind = n.node.op_type
+    places = _recurrent_places(n, kind)
+    if places is None:
+        return recurrent_helper(n)
+    both, backward = n.string("direction", "forward") == "bidirectional", n.string("direction") == "reverse"
+    hidden, first = n.fixed(2, 2), bool(n.integer("layout"))
+    settings: dict[str, Plain] = {"bidirectional": True} if both else {}
+    if kind == "RNN" and _activations(n)[:1] == ["relu"]:
+        settings["nonlinearity"] = "relu"
+    settings |= {} if n.has(3) else {"bias": False}
+    settings |= {"batch_first": True} if first else {}
+    made = call(f"nn.{kind}", n.fixed(1, 2), hidden, **settings, **typed(n.dtype(1)))
+    layer = n.layer(tr_stem(n), made, places)
+    x = n.tensor().method("flip", 1 if first else 0) if backward else n.tensor()
+    state = _state(n, kind, first)
+    y, h, c = Var("outputs"), Var("hidden"), Var("cell")
+    n.unpack(layer(x, *([state] if state is not None else [])), (y, (h, c) if kind == "LSTM" else h))
+    out: Code = Name(y).method("flip", 1 if first else 0) if backward else Name(y)
+    if n.node.domain != "fusile":
+        out = out.method("unflatten", -1, (2, hidden)) if both else out.method("unsqueeze", 2)
+        out = out if first else out.method("transpose", 1, 2)
+    ends = [tr.permute(Name(v), (1, 0, 2)) if first else Name(v) for v in (h, c)]
+    return [out, ends[0], ends[1] if kind == "LSTM" else None][: len(n.node.outputs)]
+
+
+def tr_stem(n: Site) -> str:
+    """Recurrent weights are stacked under made-up names: the scope tells more."""
+    from fusile.graph.tensors import scope
+
+    return scope(n.node) or n.stem(1)
+
+
+def _activations(n: Site) -> list[str]:
+    held = n.node.attributes.get("activations")
+    return [] if held is None else [a.lower() for a in held.as_strings()]
+
+
+def _recurrent_places(n: Site, kind: str) -> dict[str, Place] | None:
+    """Where the weights of `nn.LSTM` and its like lie, or None where that layer cannot express the node."""
+    directions = 2 if n.string("direction", "forward") == "bidirectional" else 1
+    acts, normal = _activations(n), _PLAIN_ACTIVATIONS[kind] * directions
+    relu = kind == "RNN" and acts == ["relu"] * directions
+    plain_form = (not acts or acts == normal or relu) and n.node.attributes.get("clip") is None
+    plain_form &= not n.integer("input_forget") and not n.has(4) and not n.has(7)
+    plain_form &= kind != "GRU" or bool(n.integer("linear_before_reset"))
+    if not plain_form or not n.trains(1, 2, 3) or n.shared(1, 2, 3):
+        return None
+    gates, rows = _GATES[kind], n.fixed(1, 1)
+    order = gates if len(gates) > 1 else ()
+    out = {}
+    for d in range(directions):
+        end = "_l0_reverse" if d else "_l0"
+        out[f"weight_ih{end}"] = Place(n.value(1), part=(d,), gates=order)
+        out[f"weight_hh{end}"] = Place(n.value(2), part=(d,), gates=order)
+        if n.has(3):
+            out[f"bias_ih{end}"] = Place(n.value(3), part=(d, (0, rows)), gates=order)
+            out[f"bias_hh{end}"] = Place(n.value(3), part=(d, (rows, 2 * rows)), gates=order)
+    return out
+
+
+def _state(n: Site, kind: str, first: bool) -> Code | None:
+    """The initial state, where it is more than zeros."""
+    indices = [i for i in ((5, 6) if kind == "LSTM" else (5,)) if n.has(i)]
+    if all(is_zero_state(n.printer, n.value(i)) for i in indices):
+        return None
+    states = []
+    for i in (5, 6) if kind == "LSTM" else (5,):
+        state = n.tensor(i) if n.has(i) else call("torch.zeros_like", n.tensor(indices[0]))
+        states.append(tr.permute(state, (1, 0, 2)) if first else state)
+    return code(tuple(states)) if kind == "LSTM" else states[0]
+
+
+def recurrent_helper(n: Site) -> list[Code | None]:
+    """A recurrence that no layer has: written out, one direction at a time."""
+    kind, directions = n.node.op_type, n.fixed(2, 0)
+    acts = _activations(n) or _PLAIN_ACTIVATIONS[kind] * directions
+    if not set(acts) <= {"sigmoid", "tanh", "relu"}:
+        n.refuse(f"activations {', '.join(acts)} in a recurrence")
+    per = len(acts) // directions
+    nested = tuple(tuple(acts[d * per : (d + 1) * per]) for d in range(directions))
+    held = n.node.attributes.get("clip")
+    x = tr.permute(n.tensor(), (1, 0, 2)) if n.integer("layout") else n.tensor()
+    given: dict[str, Plain] = {"bias": n.tensor(3)} if n.has(3) else {}
+    given |= {"lengths": n.tensor(4)} if n.has(4) else {}
+    for index, word in ((5, "hidden"), (6, "cell")):
+        if n.has(index) and (index == 5 or kind == "LSTM") and not is_zero_state(n.printer, n.value(index)):
+            given[word] = tr.permute(n.tensor(index), (1, 0, 2)) if n.integer("layout") else n.tensor(index)
+    if kind == "LSTM":
+        given |= {"peepholes": n.tensor(7)} if n.has(7) else {}
+        given |= {"coupled": True} if n.integer("input_forget") else {}
+    given |= {"reset_after": True} if kind == "GRU" and n.integer("linear_before_reset") else {}
+    given |= {"clip": short_float(held.as_float())} if held is not None else {}
+    direction = n.string("direction", "forward")
+    call_ = n.helper(kind.lower())(x, n.tensor(1), n.tensor(2), nested, direction, **given)
+    targets = [Var("outputs"), Var("hidden"), Var("cell")][: 3 if kind == "LSTM" else 2]
+    n.unpack(call_, tuple(targets))
+    y: Code = Name(targets[0])
+    if n.node.domain == "fusile":
+        y = y.method("transpose", 1, 2).method("flatten", 2)
+    elif n.integer("layout"):
+        y = y.method("permute", 2, 0, 1, 3)
+    ends = [tr.permute(Name(t), (1, 0, 2)) if n.integer("layout") else Name(t) for t in targets[1:]]
+    return [y, *ends][: len(n.node.outputs)]
+
+
+# ---- pooling and resizing ----------------------------------------------------------------------------
+
+
+def max_pool(n: Site) -> Code | list[Code | None]:
+    w = window(n)
+    tight = all(2 * p <= k for p, k in zip(w.before, w.kernel, strict=True)) and w.before == w.after
+    x, padding = padded(n, n.tensor(), w, float("-inf")) if not tight or w.same else (n.tensor(), w.before)
+    if padding == w.before and not tight:
+        pads = [p for low, high in zip(reversed(w.before), reversed(w.after), strict=True) for p in (low, high)]
+        x, padding = call("F.pad", n.tensor(), tuple(pads), value=float("-inf")), [0] * w.dims
+    settings = without_defaults(
+        {
+            "stride": plain(w.strides),
+            "padding": plain(padding),
+            "dilation": plain(w.dilations),
+            "ceil_mode": bool(n.integer("ceil_mode")),
+        },
+        {"stride": plain(w.kernel), "padding": 0, "dilation": 1, "ceil_mode": False},
+    )
+    if n.used(1):
+        return _max_pool_indices(n, w, settings, x, padding)
+    made = call(f"nn.MaxPool{w.dims}d", plain(w.kernel), **settings)
+    return n.layer(_pool_stem(n), made, {})(x)
+
+
+def _max_pool_indices(
+    n: Site, w: Window, settings: dict[str, Plain], x: Code, padding: Sequence[int]
+) -> list[Code | None]:
+    """Indices count over the whole input, channels and batch included."""
+    if list(padding) != w.before or n.integer("storage_order"):
+        n.refuse("indices of a max-pooling with uneven pads or column order")
+    y, at = Var("pooled"), Var("indices")
+    n.unpack(call(f"F.max_pool{w.dims}d", x, plain(w.kernel), **settings, return_indices=True), (y, at))
+    plane = n.let(Name(at).attribute("shape")[slice(None, 2)].method("numel"), "planes", tensor=False)
+    shape: Plain = (-1, n.dim(0, 1), *(1 for _ in range(w.dims)))
+    offset = call("torch.arange", plane, device=x.attribute("device")).method("reshape", shape)
+    area: Code = n.dim(0, 2)
+    for axis in range(1, w.dims):
+        area = area * n.dim(0, axis + 2)
+    return [Name(y), Name(at) + offset * area]
+
+
+def _pool_stem(n: Site) -> str:
+    return n.stem(99)
+
+
+def average_pool(n: Site) -> Code:
+    w = window(n)
+    counted = bool(n.integer("count_include_pad"))
+    ceil = bool(n.integer("ceil_mode"))
+    tight = all(2 * p <= k for p, k in zip(w.before, w.kernel, strict=True)) and w.before == w.after
+    if not tight or w.same or any(d != 1 for d in w.dilations) or (ceil and counted and any(w.before)):
+        helper = n.helper("average_pool")
+        pads: Plain = w.same or tuple(w.before + w.after)
+        return helper(n.tensor(), w.kernel, w.strides, pads, w.dilations, counted, ceil)
+    settings = without_defaults(
+        {
+            "stride": plain(w.strides),
+            "padding": plain(w.before),
+            "ceil_mode": ceil,
+            "count_include_pad": counted if any(w.before) else True,
+        },
+        {"stride": plain(w.kernel), "padding": 0, "ceil_mode": False, "count_include_pad": True},
+    )
+    made = call(f"nn.AvgPool{w.dims}d", plain(w.kernel), **settings)
+    return n.layer(_pool_stem(n), made, {})(n.tensor())
+
+
+def global_pool(kind: str) -> Row:
+    """Average and maximum over all spatial axes."""
+
+    def row(n: Site) -> Code:
+        dims = n.rank() - 2
+        if 1 <= dims <= 3:
+            return call(f"F.adaptive_{kind}_pool{dims}d", n.tensor(), 1)
+        return n.tensor().method("mean" if kind == "avg" else "amax", tuple(range(2, n.rank())), keepdim=True)
+
+    return row
+
+
+def lp_pool(n: Site) -> Code:
+    w, p = window(n), n.integer("p", 2)
+    x, padding = padded(n, n.tensor(), w)
+    if any(padding):
+        pads = [v for low, high in zip(reversed(w.before), reversed(w.after), strict=True) for v in (low, high)]
+        x = call("F.pad", n.tensor(), tuple(pads))
+    if w.dims > 2 or any(d != 1 for d in w.dilations):
+        n.refuse("an Lp pooling with dilations or over three axes")
+    ceil: dict[str, Plain] = {"ceil_mode": True} if n.integer("ceil_mode") else {}
+    return call(f"F.lp_pool{w.dims}d", x, p, plain(w.kernel), stride=plain(w.strides), **ceil)
+
+
+def global_lp_pool(n: Site) -> Code:
+    return call(
+        "torch.linalg.vector_norm", n.tensor(), n.integer("p", 2), tuple(range(2, n.rank())), keepdim=True
+    )
+
+
+def resize(n: Site) -> Code:
+    from fusile.backends.framework.windows import resize_plan
+
+    plan = resize_plan(n)
+    x = n.tensor()
+    if not plan.axes:
+        return x
+    spatial = list(range(2, n.rank()))
+    direct = plan.axes == spatial and 1 <= len(spatial) <= 3 and plan.simple
+    mode = {
+        ("nearest", "floor", "asymmetric"): "nearest",
+        ("nearest", "round_prefer_ceil", "half_pixel"): "nearest-exact",
+        ("linear", "", "half_pixel"): ("linear", "bilinear", "trilinear")[len(spatial) - 1] if direct else "",
+        ("linear", "", "align_corners"): ("linear", "bilinear", "trilinear")[len(spatial) - 1] if direct else "",
+        ("cubic", "", "half_pixel"): "bicubic" if len(spatial) == 2 else "",
+        ("cubic", "", "align_corners"): "bicubic" if len(spatial) == 2 else "",
+    }.get(plan.kind(), "")
+    if not direct or not mode or (plan.antialias and mode not in ("bilinear", "bicubic")):
+        return resize_by_axis(n, plan)
+    settings: dict[str, Plain] = {"mode": mode}
+    settings |= {"align_corners": True} if plan.coordinates == "align_corners" else {}
+    settings |= {"antialias": True} if plan.antialias else {}
+    if plan.scales is not None:
+        settings = {"scale_factor": plain_floats(plan.scales), **settings}
+        return call("F.interpolate", x, **settings)
+    assert plan.sizes is not None
+    return call("F.interpolate", x, tuple(n.size(s) for s in plan.sizes), **settings)
+
+
+def plain_floats(values: Sequence[float]) -> Plain:
+    short = [int(v) if v == int(v) else v for v in values]
+    return short[0] if len(set(short)) == 1 else tuple(short)
+
+
+def resize_by_axis(n: Site, plan: object) -> Code:
+    """Any mode and coordinates: one small matrix per axis."""
+    from fusile.backends.framework.windows import ResizePlan, axis_options
+
+    assert isinstance(plan, ResizePlan)
+    x = n.tensor()
+    for position, axis in enumerate(plan.axes):
+        size, options = axis_options(n, plan, position)
+        x = n.let(n.helper("resize_axis")(x, axis, size, **options))
+    return x
+
+
+LAYERS: Mapping[str, Row] = {
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "Linear": linear,
+    "Gather": gather,
+    "BatchNormalization": batch_norm,
+    "LayerNormalization": layer_norm,
+    "RMSNormalization": rms_norm,
+    "GroupNormalization": group_norm,
+    "InstanceNormalization": instance_norm,
+    "LRN": local_response,
+    "LSTM": recurrent,
+    "GRU": recurrent,
+    "RNN": recurrent,
+    "MaxPool": max_pool,
+    "AveragePool": average_pool,
+    "LpPool": lp_pool,
+    "GlobalAveragePool": global_pool("avg"),
+    "GlobalMaxPool": global_pool("max"),
+    "GlobalLpPool": global_lp_pool,
+    "Resize": resize,
+}
+"""One row per operator that is a layer of PyTorch."""
+
+_ = (last, name, ir)

@@ -1,0 +1,191 @@
+"""What sliding windows, resizing and recurrences mean, worked out once for both frameworks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from fusile.backends.framework.common import Printer, Site
+from fusile.backends.framework.host import Scalar
+from fusile.backends.framework.source import Plain, short_float
+from fusile.ir import expr as ex
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A sliding window over the spatial axes. `same` keeps an auto_pad whose pads depend on sizes when run."""
+
+    kernel: list[int]
+    strides: list[int]
+    dilations: list[int]
+    before: list[int]
+    after: list[int]
+    same: str = ""
+
+    @property
+    def dims(self) -> int:
+        return len(self.kernel)
+
+
+def window(n: Site) -> Window:
+    """The window of a convolution or pooling."""
+    kernel = n.integers("kernel_shape")
+    if not kernel:
+        kernel = [n.fixed(1, axis) for axis in range(2, n.rank(1))]
+    dims = len(kernel)
+    strides, dilations = n.integers("strides", [1] * dims), n.integers("dilations", [1] * dims)
+    pads, auto = n.integers("pads", [0] * 2 * dims), n.string("auto_pad", "NOTSET")
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        fixed = _same_pads(n, kernel, strides, dilations, auto)
+        if fixed is None:
+            return Window(kernel, strides, dilations, [0] * dims, [0] * dims, auto)
+        pads = fixed
+    return Window(kernel, strides, dilations, pads[:dims], pads[dims:])
+
+
+def _same_pads(n: Site, kernel: list[int], strides: list[int], dilations: list[int], auto: str) -> list[int] | None:
+    if n.node.op_type == "ConvTranspose":
+        return None
+    first = 1 if n.integer("channels_last") else 2
+    totals = []
+    for axis, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True)):
+        size = n.shape()[axis + first]
+        reach = (k - 1) * d + 1
+        if s == 1:
+            totals.append(reach - 1)
+        elif isinstance(size, int):
+            totals.append(max(0, (-(-size // s) - 1) * s + reach - size))
+        else:
+            return None
+    small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
+    return small + large if auto == "SAME_UPPER" else large + small
+
+
+@dataclass(frozen=True, slots=True)
+class ResizePlan:
+    """A resize of some axes, either by fixed scales or to sizes."""
+
+    axes: list[int]
+    mode: str
+    nearest: str
+    coordinates: str
+    antialias: bool
+    scales: list[float] | None
+    sizes: list[Scalar] | None
+    cubic: float
+    exclude_outside: bool
+    outside: float
+    roi: list[float]
+
+    @property
+    def simple(self) -> bool:
+        """Whether no rarely used setting is on."""
+        usual = self.mode != "cubic" or abs(self.cubic + 0.75) < 1e-6
+        return usual and not self.exclude_outside and self.coordinates != "tf_crop_and_resize"
+
+    def kind(self) -> tuple[str, str, str]:
+        """Mode, rounding and coordinates, with equal meanings brought together."""
+        coordinates = "half_pixel" if self.coordinates == "pytorch_half_pixel" else self.coordinates
+        if self.mode != "nearest":
+            return self.mode, "", coordinates
+        whole = self.scales is not None and all(s >= 1 and s == int(s) for s in self.scales)
+        if whole and coordinates in ("half_pixel", "half_pixel_symmetric"):
+            return "nearest", "floor", "asymmetric"  # no ties: (i + 0.5) / s - 0.5 rounds to floor(i / s)
+        return self.mode, self.nearest, coordinates
+
+
+def resize_plan(n: Site) -> ResizePlan:
+    """What a Resize node does, with axes that keep their size left out."""
+    rank = n.rank()
+    axes = [a % rank for a in n.integers("axes", range(rank))]
+    scales = _floats(n, 2)
+    sizes = n.sizes(3) if n.has(3) else None
+    if not scales and sizes is None:
+        n.refuse("the scales or sizes of a resize are computed when the model runs")
+    if n.string("keep_aspect_ratio_policy", "stretch") != "stretch":
+        n.refuse("a resize that keeps the aspect ratio")
+    shape = n.shape()
+    if scales:
+        kept = [i for i, s in enumerate(scales) if s != 1.0]
+    else:
+        assert sizes is not None
+        kept = [i for i, s in enumerate(sizes) if not (s is shape[axes[i]] or (not _open(s) and s == shape[axes[i]]))]
+    crop = n.string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
+    kept = list(range(len(axes))) if crop else kept
+    roi = _floats(n, 1) if crop else []
+    return ResizePlan(
+        [axes[i] for i in kept],
+        n.string("mode", "nearest"),
+        n.string("nearest_mode", "round_prefer_floor"),
+        n.string("coordinate_transformation_mode", "half_pixel"),
+        bool(n.integer("antialias")),
+        [scales[i] for i in kept] if scales else None,
+        [sizes[i] for i in kept] if sizes is not None and not scales else None,
+        n.real("cubic_coeff_a", -0.75),
+        bool(n.integer("exclude_outside")),
+        n.real("extrapolation_value"),
+        [v for i in kept for v in (roi[i], roi[i + len(axes)])] if crop else [],
+    )
+
+
+def _open(size: Scalar) -> bool:
+    return isinstance(size, ex.Expr)
+
+
+def _floats(n: Site, index: int) -> list[float]:
+    data = n.constant(index) if n.has(index) else np.zeros(0)
+    if data is None:
+        n.refuse("the scales of a resize are computed when the model runs", "make them constants of the model")
+    return [short_float(float(v)) for v in data.ravel()]
+
+
+def axis_options(n: Site, plan: ResizePlan, position: int) -> tuple[Plain, dict[str, Plain]]:
+    """The size of one resized axis and the options of the helper `resize_axis` that are not its defaults."""
+    axis = plan.axes[position]
+    options: dict[str, Plain] = {"mode": plan.mode}
+    if plan.coordinates != "half_pixel":
+        options["coordinates"] = plan.coordinates
+    if plan.mode == "nearest" and plan.nearest != "round_prefer_floor":
+        options["nearest"] = plan.nearest
+    if plan.mode == "cubic" and plan.cubic != -0.75:
+        options["cubic"] = plan.cubic
+    if plan.antialias:
+        options["antialias"] = True
+    if plan.exclude_outside:
+        options["exclude_outside"] = True
+    if plan.roi:
+        options["roi"] = tuple(plan.roi[2 * position : 2 * position + 2])
+        options["outside"] = plan.outside
+    if plan.scales is None:
+        assert plan.sizes is not None
+        return n.size(plan.sizes[position]), options
+    scale = plan.scales[position]
+    size = n.shape()[axis]
+    options["scale"] = scale
+    if isinstance(size, int):
+        return int(np.floor(size * scale)), options
+    if scale == int(scale):
+        return n.size(size * int(scale)), options
+    return n.int_of(n.size(size) * scale), options
+
+
+def is_zero_state(printer: Printer, value: ir.Value | None, depth: int = 8) -> bool:
+    """Whether a value is zeros whatever the input: made by ConstantOfShape and only moved since."""
+    if value is None or depth == 0:
+        return False
+    held = value.const_value if value.is_initializer() else None
+    if held is not None:
+        return held.size <= 1 << 16 and not np.any(np.asarray(held.numpy()))
+    node = value.producer()
+    if node is None:
+        return False
+    if node.op_type == "ConstantOfShape":
+        fill = node.attributes.get("value")
+        return fill is None or not np.any(fill.as_tensor().numpy())
+    moves = ("Slice", "Reshape", "Transpose", "Expand", "Identity", "Unsqueeze", "Squeeze", "Concat", "Cast")
+    if node.op_type not in moves:
+        return False
+    parts = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+    return all(is_zero_state(printer, part, depth - 1) for part in parts)

@@ -1,0 +1,51 @@
+"""Types that a file leaves out, from ONNX's own inference: for what must be known before ours can run."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+from onnx_ir import serde
+
+from fusile.graph.proto import to_proto
+
+Types = dict[str, onnx.TypeProto]
+
+_INFERENCE_BYTES = 1024
+
+
+def infer_types(model: ir.Model) -> Types:
+    """The types of values by name, as ONNX's inference finds them. Large weights stay where they are."""
+    copy = model.clone()
+    for name, value in tuple(copy.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.nbytes > _INFERENCE_BYTES:
+            del copy.graph.initializers[name]
+            copy.graph.inputs.append(value)
+    try:
+        proto = onnx.shape_inference.infer_shapes(to_proto(copy), check_type=False, strict_mode=False)
+    except Exception:  # it helps where it can, and its errors are about what nobody asked for
+        proto = to_proto(copy)
+    found: Types = {}
+    stack = [proto.graph]
+    while stack:
+        graph = stack.pop()
+        for infos in (graph.input, graph.output, graph.value_info):
+            found.update({info.name: info.type for info in infos if info.type.WhichOneof("value")})
+        for tensor in graph.initializer:
+            found[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        for node in graph.node:
+            stack += [item.g for item in node.attribute if item.type == onnx.AttributeProto.GRAPH]
+    return found
+
+
+def declare_missing(model: ir.Model) -> None:
+    """Give values between nodes without a declared type or shape those that inference finds, in place."""
+    found = infer_types(model)
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            proto = found.get(value.name or "")
+            if proto is None:
+                continue
+            if value.type is None:
+                value.type = serde.deserialize_type_proto_for_type(proto)
+            if value.shape is None:
+                value.shape = serde.deserialize_type_proto_for_shape(proto)
