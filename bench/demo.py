@@ -117,17 +117,18 @@ def recognise(labels: list[str]) -> bool:
     return right
 
 
-def show_source(to: str, first: str, lines: int = 14) -> bool:
-    """Print the head of the emitted module's last class; whether the file is Python at all."""
+def show_source(to: str, needed: str, lines: int = 24) -> bool:
+    """Print how the emitted module begins; whether the file is Python and holds a module of the framework."""
     path = WORK / f"magika_{to}" / "model.py"
     text = path.read_text()
-    classes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
-    print(f"  {path.relative_to(ROOT)}, {text.count(chr(10))} lines; the beginning of its class:")
-    if not classes:
+    classes = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
+    if "Model" not in classes or needed not in text:
+        print(f"  {path} holds no {to} module")
         return False
-    start = classes[-1].lineno - 1
+    start = classes["Model"].lineno - 1
+    print(f"  {path.relative_to(ROOT)}, {len(text.splitlines())} lines; its module begins:")
     print("\n".join(f"    {line}" for line in text.splitlines()[start : start + lines]), flush=True)
-    return first in text
+    return True
 
 
 def main() -> None:
@@ -149,9 +150,9 @@ def main() -> None:
     fusile("bench", str(model), "--dims", f"{BATCH}=1", "--threads", "1")
 
     say("The same model as source code to read, change and train.")
-    for to, first in (("torch", "import torch"), ("keras", "import keras")):
+    for to, needed in (("torch", "import torch"), ("keras", "import keras")):
         fusile("emit", str(model), "--to", to, "-o", str(WORK / f"magika_{to}"))
-        right &= show_source(to, first)
+        right &= show_source(to, needed)
 
     say(f"Done in {time.perf_counter() - began:.0f} s; the files are in {WORK.relative_to(ROOT)}.")
     if not right:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusile.errors import UsageError
@@ -13,6 +12,7 @@ from fusile.report import CheckReport, ExplainReport, Progress, silent
 from fusile.runtime.module import Module, Value
 
 if TYPE_CHECKING:
+    from fusile.backends.framework.emit import EmitReport
     from fusile.tools.bench import BenchReport
     from fusile.tools.verify import VerifyReport
 
@@ -62,11 +62,12 @@ def load(path: str | os.PathLike[str]) -> Module:
 
 def emit(
     source: Source, to: str, out: str | os.PathLike[str], *, force: bool = False, **options: Any
-) -> tuple[Path, ...]:
-    """Write the model as source code ("torch", "keras", "numba" or "cuda") into a folder; the files' paths.
+) -> EmitReport:
+    """Write the model as source code ("torch", "keras", "numba" or "cuda") into a folder.
 
-    For the frameworks the folder holds `model.py` and `weights.safetensors`, and `model.load()` returns
-    the module with its weights. Files that fusile did not write are overwritten only with `force`.
+    The report names the files and lists parameters, buffers and constants. For the frameworks the folder
+    holds `model.py` and `weights.safetensors`, and `model.load()` returns the module with its weights.
+    Files that fusile did not write are overwritten only with `force`.
     """
     from fusile.tools import emit as tool
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import fusile
-from fusile.errors import FusileError, UnsupportedError, UsageError, show_name
+from fusile.errors import FusileError, UnsupportedError, UsageError, show_name, show_names
 from fusile.options import KERNEL_TARGETS, Options, make_options, parse_dim_sets, parse_dims
 from fusile.report import Progress, silent
 
@@ -176,7 +176,6 @@ def emit(
     to: Annotated[str, typer.Option("--to", help="torch, keras, numba or cuda.", show_default=False)],
     output: Output = None,
     dims: Dims = "",
-    weights: Weights = None,
     precision: Precision = "fp32",
     level: Level = 2,
     force: Force = False,
@@ -185,7 +184,7 @@ def emit(
 ) -> None:
     """Write a model as source code to read, change and train, into a folder."""
     _begin(verbose)
-    options = make_options(dims=parse_dims(dims), weights=weights, precision=precision, opt_level=level)
+    options = make_options(dims=parse_dims(dims), precision=precision, opt_level=level)
     _emit(model, to, output, options, force, as_json)
 
 
@@ -322,6 +321,8 @@ def bench(
         _print_json(report.to_json())
     else:
         _print_lines([report.table()])
+    if not report.ok:
+        raise typer.Exit(fusile.DifferenceError.exit_code)
 
 
 @cache_app.callback(invoke_without_command=True)
@@ -388,10 +389,20 @@ def _emit(model: Path, to: str, output: Path | None, options: Options, force: bo
     place = output or Path(f"{model.stem}_{to}")
     with _progress() as tell:
         tell(f"writing {to} source")
-        written = fusile.emit(
+        report = fusile.emit(
             _model(model), to, place, force=force, **_as_keywords(options, without=("target",))
         )
-    _print_written(written, time.perf_counter() - start, as_json)
+    seconds = time.perf_counter() - start
+    lists = {"parameters": report.parameters, "buffers": report.buffers, "constants": report.constants}
+    if as_json:
+        files = [str(path) for path in report.files]
+        _print_json({"written": files, "seconds": seconds, **lists, "notes": report.notes})
+        return
+    _print_written(report.files, seconds, False)
+    for kind, tensors in lists.items():
+        print(f"{kind} ({len(tensors)}): {show_names((name for name, _ in tensors), 6)}")
+    for note in report.notes:
+        print(note)
 
 
 def _as_keywords(options: Options, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -502,6 +513,9 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        _say(f"error: {error.filename or 'the system'}: {error.strerror or error}")
+        sys.exit(UsageError.exit_code)
     except MemoryError:
         _say("error: there is not enough memory for this model")
         sys.exit(UsageError.exit_code)

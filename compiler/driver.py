@@ -23,6 +23,7 @@ from fusile.passes.plan_memory import arguments, build_plan
 from fusile.passes.to_tensor import defined, lower
 from fusile.report import Progress
 from fusile.schedule import cpu
+from fusile.schedule.tiles import Registers
 from fusile.target import TargetSpec
 
 
@@ -73,9 +74,8 @@ class Settings:
         return self.options.opt_level == 2 or (a.origin == b.origin and a.op == b.op)
 
     @property
-    def panels(self) -> pack.Panels:
-        widths = (4, 3, 2, 1) if self.target.vector_registers >= 32 else (2, 1)
-        return pack.Panels(self.lanes, tuple(self.lanes * w for w in widths))
+    def registers(self) -> Registers:
+        return Registers(self.lanes, self.target.vector_registers)
 
 
 PLAIN: tuple[tuple[str, ProgramPass], ...] = (
@@ -86,7 +86,7 @@ PLAIN: tuple[tuple[str, ProgramPass], ...] = (
 TILED: tuple[tuple[str, ProgramPass], ...] = (
     ("layout", lambda p, s: layout.choose(p, s.log)),
     ("inline", lambda p, s: inline.inline(p, s.log, s.same)),
-    ("pack", lambda p, s: pack.pack(p, s.panels, s.log)),
+    ("pack", lambda p, s: pack.pack(p, s.registers, s.log)),
     ("lanes", lambda p, s: pack.split_reductions(p, 4 * s.lanes, s.log)),
 )
 """Levels 1 and 2: layouts, inlining, panels for contractions, lanes for reductions."""
@@ -113,6 +113,19 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
     def lowered(group: Group) -> tuple[Variant, ...]:
         naive = lower_group(group, f"kernel{len(kernels)}")
         fast = cpu.schedule(naive, target) if options.opt_level else naive
+        from fusile.ir.loops import map_exprs as _m
+        from fusile.ir.expr import substitute as _s, rebuild as _r, Apply as _A, raw_apply as _raw
+        from fusile.ir.types import F32 as _F
+        def _c(e, memo={}):
+            if e in memo: return memo[e]
+            o = _r(e, tuple(_c(x) for x in e.children)) if e.children else e
+            if isinstance(o,_A) and o.op=='add' and o.dtype is _F:
+                a,b=o.args
+                if isinstance(b,_A) and b.op=='mul': o=_raw('fma',(b.args[0],b.args[1],a),_F)
+                elif isinstance(a,_A) and a.op=='mul': o=_raw('fma',(a.args[0],a.args[1],b),_F)
+            memo[e]=o
+            return o
+        fast = fast.with_body(_m(fast.body, _c))
         kernels.append((naive, fast))
         return (Variant(None, fast, arguments(fast)),)
 

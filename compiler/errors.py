@@ -88,6 +88,14 @@ class DifferenceError(FusileError):
     exit_code: ClassVar[int] = 1
 
 
+class InternalError(FusileError):
+    """A bug of fusile: a level of the compiler broke one of its own promises (see `fusile.ir.verify`)."""
+
+    def __init__(self, what: str, *, where: str | None = None, why: str | None = None) -> None:
+        todo = "This is a bug of fusile, not of the model: please report it together with the model"
+        super().__init__(what, where=where, why=why, todo=todo)
+
+
 @dataclass(frozen=True, slots=True)
 class Gap:
     """One thing in a model that cannot be compiled: which operator, at which node, why, and a way out."""

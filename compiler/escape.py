@@ -52,13 +52,15 @@ def _c_byte(byte: int) -> str:
 
 
 def python_string(text: str) -> str:
-    """A Python string literal in double quotes, ASCII only."""
-    body = ascii(f"'{text}")[
-        2:-1
-    ]  # the leading quote has ascii() choose double quotes, or escape the single ones
-    if ascii(f"'{text}")[0] == "'":
-        body = ascii(f"'{text}")[3:-1].replace("\\'", "'")
-    return f'"{body}"'
+    """A Python string literal, ASCII only, in the quotes that a formatter would choose."""
+    quote = "'" if '"' in text and "'" not in text else '"'
+    return f"{quote}{''.join(_python_character(c, quote) for c in text)}{quote}"
+
+
+def _python_character(character: str, quote: str) -> str:
+    if character in ("\\", quote):
+        return f"\\{character}"
+    return character if " " <= character <= "~" else ascii(character)[1:-1]
 
 
 _BREAKS_OUT = re.compile(r'(?<=\*)/|(?<=/)\*|(?<="")"|(?<=\?\?)/|(?<=coding)[:=]', re.IGNORECASE)

@@ -86,7 +86,7 @@ class Options:
         if not isinstance(self.dims, Dims):
             if not isinstance(self.dims, Mapping):
                 raise UsageError(
-                    "dims is not a mapping of names to sizes", todo='write it as dims={"batch": 1}'
+                    "`dims` is not a mapping of names to sizes", todo='Write it as dims={"batch": 1}'
                 )
             object.__setattr__(self, "dims", Dims(self.dims))
         _one_of("target", self.target, TARGETS)
@@ -145,14 +145,14 @@ def parse_dims(text: str) -> dict[str, int]:
         name, equals, size = part.rpartition("=")
         name = name.strip()
         if not equals or not name:
-            raise UsageError(f"{part!r} gives no dimension a size", todo="write it as batch=1,seq=128")
+            raise UsageError(f"{part!r} gives no dimension a size", todo="Write it as batch=1,seq=128")
         if name in sizes:
-            raise UsageError(f"dimension {name!r} is given twice")
+            raise UsageError(f"Dimension {name!r} is given twice")
         try:
             sizes[name] = _size(name, int(size))
         except ValueError:
             raise UsageError(
-                f"dimension {name!r} has no whole number as its size", why=f"it is {size!r}"
+                f"Dimension {name!r} has no whole number as its size", why=f"it is {size!r}"
             ) from None
     return sizes
 
@@ -166,24 +166,24 @@ def _known(values: Mapping[str, Any]) -> None:
     names = [option.name for option in fields(Options)]
     for name in values:
         if name not in names:
-            raise UsageError(f"{name!r} is no option", todo=f"the options are {', '.join(names)}")
+            raise UsageError(f"{name!r} is no option", todo=f"The options are {', '.join(names)}")
 
 
 def _size(name: str, size: object) -> int:
     if not isinstance(name, str) or not name:
         raise UsageError("A dimension has no name", why=f"it is {name!r}")
     if isinstance(size, bool) or not hasattr(size, "__index__"):
-        raise UsageError(f"dimension {name!r} has no whole number as its size", why=f"it is {size!r}")
+        raise UsageError(f"Dimension {name!r} has no whole number as its size", why=f"it is {size!r}")
     number: int = size.__index__()
     if not 0 <= number <= _MAX_DIM:
-        raise UsageError(f"dimension {name!r} is out of range", why=f"{number} is not in 0 ... {_MAX_DIM}")
+        raise UsageError(f"Dimension {name!r} is out of range", why=f"{number} is not in 0 ... {_MAX_DIM}")
     return number
 
 
 def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
     if type(value) not in {type(choice) for choice in choices} or value not in choices:
         raise UsageError(
-            f"{name}={value!r} is not known", todo=f"choose one of {', '.join(map(str, choices))}"
+            f"{name}={value!r} is not known", todo=f"Choose one of {', '.join(map(str, choices))}"
         )
 
 
@@ -194,4 +194,4 @@ def _integer(name: str, value: object, low: int, high: int) -> None:
 
 def _text(name: str, value: object, pattern: re.Pattern[str], meant: str) -> None:
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise UsageError(f"{name}={value!r} is not understood", todo=f"give {meant}")
+        raise UsageError(f"{name}={value!r} is not understood", todo=f"Give {meant}")

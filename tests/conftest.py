@@ -12,6 +12,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--models", metavar="DIR", help="also run on every .onnx file in DIR")
+    parser.addoption("--all", action="store_true", help="run every conformance case, not a sample of them")
     parser.addoption("--update-golden", action="store_true", help="write what the tests see as their goldens")
 
 

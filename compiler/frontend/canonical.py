@@ -45,9 +45,11 @@ def canonicalise(model: ir.Model) -> None:
     Raises InvalidModelError where it breaks ONNX's rules, UnsupportedError with every gap at once where
     an old operator has no newer form, UnsafeModelError where inlining its functions would explode.
     """
+    _check_values(model)
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        sort_nodes(graph)  # functions cannot be copied, nor types be inferred, in any other order
     _stamp(model)
     inline_functions(model)
-    _check_values(model)
     names = Names(model)
     _name_nodes(model, names)
     _lift_initializers(model, names)
@@ -60,7 +62,7 @@ def canonicalise(model: ir.Model) -> None:
         graph.opset_imports.clear()
     model.graph.opset_imports.update(imports)
     settle_names(model)
-    sort_nodes(model)
+    sort_nodes(model.graph)
 
 
 def canonicalise_nodes(model: ir.Model, nodes: Iterable[ir.Node], names: Names) -> list[ir.Node]:

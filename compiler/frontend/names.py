@@ -170,22 +170,22 @@ def _named(value: ir.Value, known: dict[str, None]) -> ir.Shape:
     return ir.Shape(found)
 
 
-def sort_nodes(model: ir.Model) -> None:
-    """Sort every graph topologically, in place. Raises InvalidModelError that names the nodes of a cycle."""
+def sort_nodes(graph: ir.Graph) -> None:
+    """Sort a graph and those inside topologically, in place. Raises InvalidModelError that names a cycle."""
     try:
-        model.graph.sort()
+        graph.sort()
     except ValueError as error:
-        cycle = _cycle(model)
+        cycle = _cycle(graph)
         raise InvalidModelError(
             "The graph has a cycle",
             why=" -> ".join(show_name(node.name or node.op_type) for node in cycle[:20]),
         ) from error
 
 
-def _cycle(model: ir.Model) -> list[ir.Node]:
+def _cycle(graph: ir.Graph) -> list[ir.Node]:
     """Nodes that wait for each other, the first again at the end. Inner graphs are part of their node."""
     state: dict[ir.Node, int] = {}
-    for start in model.graph.all_nodes():
+    for start in graph.all_nodes():
         if start in state:
             continue
         path: list[tuple[ir.Node, Iterator[ir.Node]]] = [(start, _needs(start))]

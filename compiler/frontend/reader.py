@@ -23,6 +23,7 @@ from fusile.frontend.limits import MAX_DEPTH, MAX_MESSAGE_BYTES
 from fusile.frontend.storage import ExternalFiles, MappedTensor, SparseTensor, byte_count, map_file
 from fusile.frontend.validate import check_model, external_entries
 from fusile.frontend.wire import Buffer, nested_graphs, strip
+from fusile.graph.proto import to_proto
 from fusile.graph.types import MapType
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
@@ -161,14 +162,21 @@ class _Loader:
 
     def finish(self, model: ir.Model) -> None:
         """Give every tensor its data and every value its type, in place."""
+        _decode_notes(model)
+        model.device_configurations = ()
         for graph in (*model.graphs(), *(function.graph for function in model.functions.values())):
+            _decode_notes(graph)
             for value in _values(graph):
                 index = value.metadata_props.pop(self.key, None) if value.metadata_props else None
                 if index is not None:
                     value.type = self.types[int(index)]
+                if value.type is None:
+                    value.shape = None  # of what is unknown
                 if isinstance(value.const_value, ir.ExternalTensor):
                     value.const_value = self._stored(value.const_value)
             for node in graph:
+                _decode_notes(node)
+                node.device_configurations = ()
                 for attribute in tuple(node.attributes.values()):
                     self._finish_attribute(node, attribute)
 
@@ -256,7 +264,10 @@ def _ints(tensor: ir.TensorProtocol) -> tuple[int, ...]:
 
 def _adopted(source: ir.Model) -> ir.Model:
     """A copy of a model that is in onnx_ir already, whose tensors can be renamed without the original."""
-    model = source.clone()
+    try:
+        model = source.clone()
+    except RuntimeError:  # only sorted graphs can be cloned
+        return _read_buffer(_serialized(to_proto(source)), None, None)
     folders: dict[str, ExternalFiles] = {}
     for graph in model.graphs():
         for value in graph.initializers.values():
@@ -293,6 +304,20 @@ def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
                         waiting.append(attribute.g)
                     waiting.extend(attribute.graphs)
         pending.clear()
+
+
+def _decode_notes(item: Any) -> None:
+    """Make text of the notes of a model, graph or node that are not UTF-8, which protobuf gives as bytes."""
+    if isinstance(item.doc_string, bytes):
+        item.doc_string = item.doc_string.decode(errors="replace")
+    notes = dict(item.metadata_props)
+    if any(isinstance(text, bytes) for pair in notes.items() for text in pair):
+        item.metadata_props.clear()
+        item.metadata_props.update({_text(key): _text(value) for key, value in notes.items()})
+
+
+def _text(text: str | bytes) -> str:
+    return text.decode(errors="replace") if isinstance(text, bytes) else text
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

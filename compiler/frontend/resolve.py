@@ -26,7 +26,7 @@ def resolve(model: ir.Model) -> None:
 
 
 def softmax_axis(shape: ir.ShapeProtocol, axis: int) -> int | None:
-    """The one axis that softmax over all dimensions from `axis` on runs along; None where there are several."""
+    """The one long axis that softmax over all dimensions from `axis` on is about; None if there are more."""
     rank = len(shape)
     long = [index for index in range(axis % max(rank, 1), rank) if shape[index] != 1]
     if len(long) > 1:

@@ -57,6 +57,7 @@ def check_model(proto: onnx.ModelProto) -> None:
         raise InvalidModelError(
             "The file holds no ONNX graph", todo="Check that it is an .onnx file and not of another format"
         )
+    _check_texts((item.domain for item in proto.opset_import), "the opset imports")
     checker = _Checker()
     checker.graph(proto.graph, (), 0, "the main graph")
     _refuse_duplicates(
@@ -96,6 +97,7 @@ class _Checker:
         stored = [tensor.name for tensor in graph.initializer]
         stored += [tensor.values.name for tensor in graph.sparse_initializer]
         made = [name for node in graph.node for name in node.output if name]
+        _check_texts((graph.name, *inputs, *stored, *made), where)
         _refuse_duplicates(Counter(inputs), f"inputs of {where}")
         # An initialiser may give the default of an input, but nothing gives the name of what a node makes.
         _refuse_duplicates(Counter(made + list({*inputs, *stored})), f"values of {where}")
@@ -106,6 +108,7 @@ class _Checker:
         for sparse in graph.sparse_initializer:
             self.sparse(sparse, f"initialiser {show_name(sparse.values.name)}")
         for infos in (graph.input, graph.output, graph.value_info):
+            _check_texts((info.name for info in infos), where)
             for info in infos:
                 check_type(info.type, f"value {show_name(info.name)}")
         scope = {*inputs, *stored, *made}
@@ -120,8 +123,10 @@ class _Checker:
             )
 
     def function(self, function: onnx.FunctionProto) -> None:
+        _check_texts((function.domain, function.name, function.overload), "a function")
         where = f"function {show_name(f'{function.domain}::{function.name}')}"
         made = [name for node in function.node for name in node.output if name]
+        _check_texts((*made, *function.input, *function.output, *function.attribute), where)
         _refuse_duplicates(Counter([*made, *function.input]), f"values of {where}")
         scope = {*made, *function.input}
         for attribute in function.attribute_proto:
@@ -147,11 +152,14 @@ class _Checker:
             self.nodes += 1
             if self.nodes > MAX_NODES:
                 raise UnsafeModelError("The model has too many nodes", why=f"fusile reads {MAX_NODES}")
+            _check_texts((node.name, node.op_type, node.domain, node.overload, *node.input), where)
             if not node.op_type:
                 raise InvalidModelError("A node has no operator", where=node_label(node))
             for name in node.input:
                 if name and not any(name in scope for scope in scopes):
                     lost.append(f"{show_name(name)} at {node_label(node)}")
+            for attribute in node.attribute:
+                _check_texts((attribute.name, attribute.ref_attr_name), node_label(node))
             _refuse_duplicates(
                 Counter(item.name for item in node.attribute), f"attributes of {node_label(node)}"
             )
@@ -252,6 +260,7 @@ def check_type(proto: onnx.TypeProto, where: str) -> None:
         if kind in ("tensor_type", "sparse_tensor_type"):
             tensor = getattr(proto, kind)
             element_type(tensor.elem_type, where)
+            _check_texts((dim.dim_param for dim in tensor.shape.dim), where)
             return
         if kind == "map_type":
             element_type(proto.map_type.key_type, where)
@@ -295,6 +304,13 @@ def _keep_last(initializers: MutableSequence[onnx.TensorProto]) -> None:
     for index in range(len(initializers) - 1, -1, -1):
         if last[initializers[index].name] != index:
             del initializers[index]
+
+
+def _check_texts(texts: Iterable[str | bytes], where: str) -> None:
+    """Protobuf gives bytes for text that is not UTF-8."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise InvalidModelError("A name is not UTF-8 text", where=where, why=repr(text[:80]))
 
 
 def _refuse_duplicates(counts: Mapping[str, int], what: str) -> None:

@@ -28,6 +28,7 @@ Rule: TypeAlias = Callable[[ir.Node], ir.Node | None]
 def recognise(model: ir.Model) -> ir.Model:
     """Replace every pattern that RULES know, in place, and remove what nothing uses; answers the model."""
     RemoveUnusedNodesPass()(model)
+    separate_copies(model)
     for rule, operators in RULES:
         for node in list(model.graph):
             if node.op_type not in operators or node.graph is None:
@@ -39,6 +40,7 @@ def recognise(model: ir.Model) -> ir.Model:
             kept = made.outputs[: len(node.outputs)]
             convenience.replace_nodes_and_values(model.graph, node, [node], [made], node.outputs, kept)
         RemoveUnusedNodesPass()(model)
+    separate_layers(model)
     return model
 
 
@@ -133,6 +135,98 @@ def split_factors(value: ir.Value | None) -> tuple[list[ir.Value], float]:
 def near(value: float | None, wanted: float) -> bool:
     """Equal to float32 precision."""
     return value is not None and math.isclose(value, wanted, rel_tol=1e-5)
+
+
+# ---- weights that an exporter merged or renamed ------------------------------------------------------
+
+
+def separate_copies(model: ir.Model) -> None:
+    """Give every layer its own tensor where an exporter kept one for several because they began equal.
+
+    Biases of zeros and scales of ones are merged by value on export, sometimes through an Identity that
+    still carries the lost name. Only tensors with one value throughout are taken apart: others are equal
+    because their source ties them, and stay tied.
+    """
+    from fusile.graph.tensors import ALIASES
+
+    graph = model.graph
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "Identity" else None
+        if source is None or not source.is_initializer() or node.outputs[0].is_graph_output():
+            continue
+        out = node.outputs[0]
+        if _is_filled(source):
+            kept = _copy(graph, source, str(out.name))
+        else:
+            kept = source
+            others = [source.metadata_props.get(ALIASES, ""), str(out.name).replace("\n", " ")]
+            source.metadata_props[ALIASES] = "\n".join(filter(None, others))
+        convenience.replace_all_uses_with(out, kept)
+        graph.remove(node, safe=True)
+
+
+def separate_layers(model: ir.Model) -> None:
+    """The same for layers that read one initialiser directly."""
+    from fusile.graph.tensors import LAYER_INPUTS
+
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        slots = [(u.node, u.idx) for u in value.uses() if u.idx in LAYER_INPUTS.get(u.node.op_type, ())]
+        if len(slots) < 2 or len(slots) != len(value.uses()) or not _is_filled(value):
+            continue
+        seen: dict[object, ir.Value] = {}
+        for node, index in slots:
+            beside = tuple(
+                str(v.name)
+                for i, v in enumerate(node.inputs)
+                if v is not None and i != index and v.is_initializer() and not _is_filled(v)
+            )
+            key = (node.op_type, beside) if beside else node
+            own = seen.get(key)
+            if own is None:
+                own = value if not seen else _copy(graph, value, f"{value.name}.copy{len(seen)}")
+                seen[key] = own
+            if own is not value:
+                node.replace_input_with(index, own)
+
+
+def _is_filled(value: ir.Value) -> bool:
+    """Whether a small float tensor has one value throughout."""
+    data = constant(value, 1 << 16)
+    return data is not None and data.size > 0 and data.dtype.kind == "f" and bool(np.all(data == data.ravel()[0]))
+
+
+def _copy(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
+    while name in graph.initializers:
+        name += "_"
+    made = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
+    graph.register_initializer(made)
+    return made
+
+
+def picked(node: ir.Node) -> ir.Node | None:
+    """squeeze(x[i : i + 1], axis)  ->  Gather(x, i)"""
+    cut = producer(node.inputs[0], "Slice")
+    if cut is None or len(cut.inputs) < 4 or len(node.inputs) < 2 or node.graph is None or not single(cut.outputs[0]):
+        return None
+    starts, stops, axes, gone = (constant(v) for v in (*cut.inputs[1:4], node.inputs[1]))
+    steps = constant(cut.inputs[4]) if len(cut.inputs) > 4 else np.ones(1)
+    if any(a is None or a.size != 1 for a in (starts, stops, axes, gone, steps)):
+        return None
+    start, stop, axis, out, step = (int(a.ravel()[0]) for a in (starts, stops, axes, gone, steps))  # type: ignore[union-attr]
+    rank = len(dims(cut.inputs[0]) or ())
+    last = start == -1 and stop >= 2**31 - 1
+    if not rank or step != 1 or axis % rank != out % rank or not (stop - start == 1 and (start >= 0 or stop < 0) or last):
+        return None
+    index = ir.Value(
+        name=f"{node.name}.index",
+        shape=ir.Shape(()),
+        type=ir.TensorType(ir.DataType.INT64),
+        const_value=ir.tensor(np.array(start, dtype=np.int64)),
+    )
+    assert isinstance(node.graph, ir.Graph)
+    node.graph.register_initializer(index)
+    return make(node, "Gather", [cut.inputs[0], index], axis=axis % rank)
 
 
 # ---- layers ------------------------------------------------------------------------------------------
@@ -445,6 +539,7 @@ RULES: tuple[tuple[Rule, frozenset[str]], ...] = (
     (linear, frozenset({"MatMul"})),
     (linear_bias, _ADD),
     (merged_recurrence, frozenset({"Reshape", "Squeeze"})),
+    (picked, frozenset({"Squeeze"})),
 )
 """In the order in which they run; `linear_bias` needs what `linear` made."""
 

@@ -47,7 +47,7 @@ _PACKED = {
 }
 _GENERIC = re.compile(
     r"(?:_?val|const|constant|arg|initializer|lifted_tensor|scalar_tensor_default|unsqueeze|tensor|t)?_?\d*"
-    r"|onnx::.*|.*const_fold_opt.*|p2o\.helper\..*|.*/Constant(?:_\d+)?_output_0|Constant_\d+.*|fill_constant.*"
+    r"(?:\.copy\d+_*)?|onnx::.*|.*\.copy\d+_*|.*const_fold_opt.*|p2o\.helper\..*|.*/Constant(?:_\d+)?_output_0|Constant_\d+.*|fill_constant.*"
 )
 _BUFFER_NAME = re.compile(
     r"(?:^|[./_:])(?:buffer|inv_freq|running_mean|running_var|num_batches_tracked|moving_mean|moving_variance"

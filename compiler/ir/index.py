@@ -103,8 +103,8 @@ def _recombined(p: Mapping[Monomial, int]) -> Mapping[Monomial, int]:
             x, d = atom.args
             rest = list(monomial)
             rest.remove(atom)
-            quotient = raw_apply("floordiv", (x, d), I64)
-            wanted = multiply({tuple(rest): c}, multiply({(quotient,): 1}, poly(d)))
+            quotient = poly(_divide("floordiv", x, d))
+            wanted = multiply({tuple(rest): c}, multiply(quotient, poly(d)))
             if wanted and all(p.get(m) == k for m, k in wanted.items()):
                 out = add(add(p, wanted, -1), {monomial: c}, -1)
                 return _recombined(add(out, multiply({tuple(rest): c}, poly(x))))

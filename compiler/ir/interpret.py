@@ -91,7 +91,7 @@ def cast_array(a: Array, t: DType) -> Array:
     """The stated meaning of a cast, on arrays."""
     to = numpy_dtype(t)
     if t is BOOL:
-        return a != 0
+        return np.asarray(a != 0)
     if t.is_int and (a.dtype.kind in "fV"):
         wide = a.astype(np.float64)
         low = -(2.0 ** (t.bits - 1)) if t.kind == "i" else 0.0
@@ -282,15 +282,20 @@ def identity(kind: str, t: DType) -> float | int | bool:
 
 
 def bind_dims(program: Program, feeds: Sequence[Array]) -> dict[Expr, int]:
-    """The values of the input's symbolic dims. Raises RunError where a shape does not fit."""
+    """The values of the symbolic dims of a program's inputs. Raises RunError where a shape does not fit."""
+    return bind_sizes(program.inputs, feeds)
+
+
+def bind_sizes(inputs: Sequence[Tensor], feeds: Sequence[Array]) -> dict[Expr, int]:
+    """The values of the symbolic dims of `inputs`. Raises RunError where a shape does not fit."""
     dims: dict[Expr, int] = {}
-    for t, a in zip(program.inputs, feeds, strict=True):
+    for t, a in zip(inputs, feeds, strict=True):
         if a.ndim != t.rank:
             raise RunError(f"input {t.name} has rank {t.rank}, was fed rank {a.ndim}")
         for e, n in zip(t.shape, a.shape, strict=True):
             if isinstance(e, Dim):
                 dims.setdefault(e, n)
-    for t, a in zip(program.inputs, feeds, strict=True):
+    for t, a in zip(inputs, feeds, strict=True):
         for k, (e, n) in enumerate(zip(t.shape, a.shape, strict=True)):
             if int(evaluate(e, dict(dims), lambda *_: None)) != n:
                 raise RunError(f"input {t.name}, dimension {k}: expected {e}, was fed {n}")

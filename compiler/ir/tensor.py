@@ -230,7 +230,7 @@ def _hoist(body: Expr, axes: tuple[Axis, ...], name: str) -> Expr:
     """Give every Reduce below the root a stage of its own over the axes it depends on."""
     if isinstance(body, Reduce):
         return reduce_over(body.kind, body.axes, _hoist(body.body, axes + body.axes, name))
-    inner = [n for n in nodes(body) if isinstance(n, Reduce)]
+    inner = _outermost_reductions(body)
     if not inner:
         return body
     mapping: dict[Expr, Expr] = {}
@@ -239,9 +239,27 @@ def _hoist(body: Expr, axes: tuple[Axis, ...], name: str) -> Expr:
 
         own = tuple(a for a in axes if a in free(n))
         fresh = tuple(axis(a.name, a.extent) for a in own)
-        reduced = _define(f"{name}_sum", fresh, substitute(n, dict(zip(own, fresh, strict=True))))
+        renamed = substitute(n, dict(zip(own, fresh, strict=True)))
+        reduced = _define(f"{name}_sum", fresh, _hoist(renamed, fresh, name))
         mapping[n] = load(reduced, own)
     return substitute(body, mapping)
+
+
+def _outermost_reductions(body: Expr) -> list[Reduce]:
+    """The reductions in an expression that stand in no other one."""
+    found: dict[Reduce, None] = {}
+    seen: set[Expr] = set()
+    pending = [body]
+    while pending:
+        x = pending.pop()
+        if x in seen:
+            continue
+        seen.add(x)
+        if isinstance(x, Reduce):
+            found[x] = None
+        else:
+            pending.extend(reversed(x.children))
+    return list(found)
 
 
 def compute(

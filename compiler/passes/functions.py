@@ -42,7 +42,7 @@ ATAN = (-0.33333153, 0.19993767, -0.14211003, 0.106657855, -0.07551724, 0.043205
 ASIN = (0.16666931, 0.0748812, 0.046353444, 0.019946778, 0.04910088)
 # log(erfc y) / y - ERF_SLOPE over 0 <= y <= 3.93; ERF_SLOPE is -2 / sqrt(pi) in f32, the first coefficient the rest of it
 ERF_SLOPE = -1.1283792
-ERF = (5.8635383e-08, -0.63661754, -0.10280742, 0.019303598, -0.00018464011, -0.001263502, 0.00038401567, -4.0983887e-05)
+ERF = (5.8635383e-08, -0.6366195, -0.10277687, 0.01914991, 0.00016571154, -0.0016719657, 0.0006353809, -0.000118319556, 9.328999e-06)
 
 LN2 = math.log(2)
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.4286068203094173e-06  # the first has 16 bits: products with exponents are exact
@@ -50,6 +50,7 @@ SQRT_HALF_BITS = 0x3F3504F3
 SMALLEST_NORMAL = 2.0**-126
 ROUND32 = 1.5 * 2.0**23  # adding it rounds to an integer, which is then in the low bits
 ROUND64 = 1.5 * 2.0**52
+QUARTER_PI_EXCESS = 2.1855694e-08  # by how much pi / 4 in f32 is too large
 # pi in two f64 numbers, and in three of which the first two have 30 bits
 PI_WITH_FMA = (3.141592653589793, 1.2246467991473532e-16)
 PI_WITHOUT_FMA = (3.141592651605606, 1.9841871583270443e-09, 1.034036596358821e-18)
@@ -245,7 +246,7 @@ def asin(x: Expr, has_fma: bool) -> Expr:
     near = y < 0.55
     z = select(near, x * x, _fma(y, -0.5, 0.5))
     s = select(near, y, apply("sqrt", z))
-    a = _fma(s * z, _polynomial(z, ASIN), s)
+    a = s + _fma(s * z, _polynomial(z, ASIN), select(near, f32(0.0), f32(QUARTER_PI_EXCESS)))
     return _with_sign(select(near, a, _fma(a, -2.0, math.pi / 2)), _sign(x))
 
 

@@ -8,7 +8,6 @@ a small tree over the lanes (a stated reassociation: sums are taken in `lanes` i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from fusile.ir import index as ix
 from fusile.ir.expr import REDUCTIONS, Axis, Expr, Load, apply, as_expr, axis, const, free, load, reduce_over, select, substitute
@@ -16,14 +15,7 @@ from fusile.ir.interpret import identity
 from fusile.ir.tensor import Compute, Program, Stage, Tensor
 from fusile.passes import access
 from fusile.passes.inline import Log
-
-
-@dataclass(frozen=True, slots=True)
-class Panels:
-    """Limits for packing: `widths` are panel widths in elements to choose from, widest first."""
-
-    lanes: int
-    widths: tuple[int, ...]
+from fusile.schedule.tiles import Registers, best_vectors
 
 
 def oriented(stage: Compute) -> access.Contraction | None:
@@ -36,17 +28,19 @@ def oriented(stage: Compute) -> access.Contraction | None:
     return options[0] if options else None
 
 
-def panel_width(extent: Expr, limits: Panels) -> int:
-    """The panel width for an axis: the one that wastes least, wider ones first."""
-    n = ix.number(extent)
-    if n is None:
-        return limits.widths[0]
-    vectors = -(-n // limits.lanes)
-    best = min(limits.widths, key=lambda w: (-(-vectors // (w // limits.lanes)) * (1 + 1.5 * limits.lanes / w) * w, -w))
-    return min(best, vectors * limits.lanes)
+def panel_width(s: Compute, c: access.Contraction, last: Axis, registers: Registers) -> int:
+    """The panel width for a contraction, in elements: that of the register tile which takes least time."""
+    rows = [a for a in c.m if ix.number(a.extent) != 1]
+    # Neighbouring axes that the left operand walks in step can be one axis of the tile; others are tiled alone.
+    extent: Expr | int = rows[-1].extent if rows else 1
+    if len(rows) > 1 and not access.is_window(s):
+        known = [ix.number(a.extent) for a in rows]
+        numbers = [n for n in known if n is not None]
+        extent = ix.product(numbers) if numbers else extent
+    return best_vectors(last.extent, extent, registers) * registers.lanes
 
 
-def pack(program: Program, limits: Panels, log: Log) -> Program:
+def pack(program: Program, registers: Registers, log: Log) -> Program:
     """Give every contraction a right operand in panels or contiguous along its vector axis."""
     out: list[Stage] = []
     packed: dict[tuple[object, ...], Tensor] = {}
@@ -60,7 +54,7 @@ def pack(program: Program, limits: Panels, log: Log) -> Program:
             continue
         last = next(a for a in reversed(s.axes) if ix.number(a.extent) != 1)
         if c.right.source.data is not None or access.stride(c.right, last) != 1:
-            stages = _packed(s, c, last, limits, packed)
+            stages = _packed(s, c, last, registers, packed)
             out.extend(stages)
             log.made.append(f"{c.right.source.name} is packed into panels for {s.out.name}")
         else:
@@ -68,9 +62,9 @@ def pack(program: Program, limits: Panels, log: Log) -> Program:
     return program.with_stages(out)
 
 
-def _packed(s: Compute, c: access.Contraction, last: Axis, limits: Panels, done: dict[tuple[object, ...], Tensor]) -> list[Stage]:
+def _packed(s: Compute, c: access.Contraction, last: Axis, registers: Registers, done: dict[tuple[object, ...], Tensor]) -> list[Stage]:
     """Stages: panels[batch…, n0, k…, n1] = right, then the contraction over the panels."""
-    width = panel_width(last.extent, limits)
+    width = panel_width(s, c, last, registers)
     r = s.reduction
     assert r is not None
     order = _inner_order(c)

@@ -40,6 +40,7 @@ _WHOLE_DIGEST = (
 _HEAD = 4096
 _LIMIT_BYTES = 32 << 30  # beyond this, writing removes what was not used for longest
 _STALE_SECONDS = 24 * 3600.0
+_BUSY_SECONDS = 3600.0  # a younger draft may be somebody's who is still writing
 _SETTLED_SECONDS = 1.0  # a file changed more recently may change again within its time stamp's granularity
 _MANIFEST = "manifest.json"
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -167,7 +168,7 @@ class Cache:
         """Removes everything; answers how many bytes of entries that were."""
         freed = sum(self._remove(entry.folder) * entry.bytes for entry in self._entries())
         shutil.rmtree(self.root / "files", ignore_errors=True)
-        self._sweep(0.0)
+        self._sweep(_BUSY_SECONDS)
         return freed
 
     def prune(self, limit_bytes: int, *, keep: Path | None = None) -> int:

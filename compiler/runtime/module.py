@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +117,9 @@ class Signature:
     def __init__(self, ports: Sequence[Port]) -> None:
         self.ports = tuple(ports)
         self.names = tuple(port.name for port in ports)
-        self._rows = tuple(_row(port) for port in ports)
+        uses = Counter(dim for port in self.ports for dim in port.shape or () if isinstance(dim, str))
+        shared = frozenset(symbol for symbol, count in uses.items() if count > 1)
+        self._rows = tuple(_row(port, shared) for port in ports)
 
     def arrange(self, args: Sequence[object], named: Mapping[str, object]) -> list[object]:
         """The values of a call in graph order: positional ones first, then by name, or one dict of all.
@@ -201,12 +204,13 @@ class Signature:
         return not takes_map or set(value) == set(self.names)
 
 
-def _row(port: Port) -> _Row:
+def _row(port: Port, shared: frozenset[str]) -> _Row:
+    """The row of a port; of its symbols those that other dimensions share, for only they can differ."""
     shape = port.shape
     if shape is None:
         return _Row(port, port.dtype, -1, None, (), ())
     fixed = tuple((axis, dim) for axis, dim in enumerate(shape) if isinstance(dim, int))
-    symbols = tuple((axis, dim) for axis, dim in enumerate(shape) if isinstance(dim, str))
+    symbols = tuple((axis, dim) for axis, dim in enumerate(shape) if isinstance(dim, str) and dim in shared)
     static = cast("tuple[int, ...]", shape) if len(fixed) == len(shape) else None
     return _Row(port, port.dtype, len(shape), static, fixed, symbols)
 

@@ -6,7 +6,7 @@ Everything is decided from access maps, extents and the target's registers and c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Apply, Axis, Expr, Load, as_expr, axis, free, nodes
@@ -26,6 +26,7 @@ from fusile.schedule.rewrites import (
     tile,
     vectorise,
 )
+from fusile.schedule.tiles import Registers, best_rows
 from fusile.target import TargetSpec
 
 TASK_ELEMENTS = 2048
@@ -38,21 +39,9 @@ STREAM_BYTES = 1 << 23
 """Results above this size do not fit the caches anyway and are written around them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What the rules look at."""
-
-    lanes: int
-    registers: int
-
-    @staticmethod
-    def of(target: TargetSpec) -> Machine:
-        return Machine(target.vector_bytes // 4, target.vector_registers)
-
-
 def schedule(kernel: Kernel, target: TargetSpec) -> Kernel:
     """A kernel in which every loop has its place: tasks, register tile, lanes."""
-    m = Machine.of(target)
+    m = Registers(target.vector_bytes // 4, target.vector_registers)
     steps: list[str] = []
     body = kernel.body
     if any(isinstance(s, Alloc) for s in body) or any(not isinstance(s, For) for s in body) or _ordered(body):
@@ -92,7 +81,7 @@ def wrap(axes: Sequence[Axis], body: Body, kind: Kind = Kind.SERIAL) -> Body:
 # ---- whole nests -----------------------------------------------------------------------------------------------------------------
 
 
-def nest(loop: For, m: Machine, steps: list[str]) -> Body:
+def nest(loop: For, m: Registers, steps: list[str]) -> Body:
     """Schedule a nest of independent loops around the stages of a kernel."""
     loop = _collapsed(loop)
     axes, body = perfect(loop)
@@ -115,7 +104,7 @@ def _collapsed(loop: For) -> For:
     inner_loop = loop
     path: list[Axis] = []
     while len(inner_loop.body) == 1 and isinstance(inner_loop.body[0], For):
-        joined = collapse(inner_loop)
+        joined = collapse(inner_loop) if _worth_joining(inner_loop) else None
         if joined is not None:
             inner_loop = joined
             if path:
@@ -124,6 +113,14 @@ def _collapsed(loop: For) -> For:
         path.append(inner_loop.axis)
         inner_loop = inner_loop.body[0]
     return _rebuilt(path, inner_loop)
+
+
+def _worth_joining(loop: For) -> bool:
+    """Not a symbolic extent with a number around a reduction: tiles that fit the number exactly are worth more."""
+    below = loop.body[0]
+    assert isinstance(below, For)
+    alike = (ix.number(loop.axis.extent) is None) == (ix.number(below.axis.extent) is None)
+    return alike or not any(isinstance(s, For) for s in perfect(loop)[1])
 
 
 def _rebuilt(path: Sequence[Axis], loop: For) -> For:
@@ -153,7 +150,7 @@ def _inner_axes(body: Body) -> list[Axis]:
     return [s.axis for s in walk(body) if isinstance(s, For)]
 
 
-def _elementwise(axes: list[Axis], body: Body, along: Axis, m: Machine, steps: list[str]) -> Body:
+def _elementwise(axes: list[Axis], body: Body, along: Axis, m: Registers, steps: list[str]) -> Body:
     """Elementwise kernels: tasks of a few thousand elements, vectors inside; cut where conditions change."""
     outer = [a for a in axes if a is not along]
     loop = For(along, body)
@@ -211,7 +208,7 @@ def _amount(body: Body) -> int:
 # ---- tiles -----------------------------------------------------------------------------------------------------------------------
 
 
-def _tiled(axes: list[Axis], body: Body, along: Axis, m: Machine, steps: list[str]) -> Body:
+def _tiled(axes: list[Axis], body: Body, along: Axis, m: Registers, steps: list[str]) -> Body:
     """Reductions with a contiguous result: a register tile of vectors along one axis and iterations of another that share what they read."""
     vectors = _vectors(along, body, m)
     row = _row_axis(axes, body, along)
@@ -237,7 +234,7 @@ def _tiled(axes: list[Axis], body: Body, along: Axis, m: Machine, steps: list[st
     return tuple(out)
 
 
-def _vectors(along: Axis, body: Body, m: Machine) -> int:
+def _vectors(along: Axis, body: Body, m: Registers) -> int:
     """How many vectors of a tile lie side by side: the panel width where an operand is packed, else by the extent."""
     widths = set()
     for _, index, write in accesses(body):
@@ -249,7 +246,7 @@ def _vectors(along: Axis, body: Body, m: Machine) -> int:
     if packed:
         return min(packed) // m.lanes
     n = ix.number(along.extent)
-    most = 4 if m.registers >= 32 else 2
+    most = 4 if m.count >= 32 else 2
     if not _shares(body, along):
         most = 2
     return most if n is None else max(1, min(most, n // m.lanes))
@@ -301,21 +298,21 @@ def _row_axis(axes: Sequence[Axis], body: Body, along: Axis) -> Axis | None:
     return None
 
 
-def _height(row: Axis, vectors: int, m: Machine, body: Body) -> int:
+def _height(row: Axis, vectors: int, m: Registers, body: Body) -> int:
     """Rows of a register tile: most work per read, least waste at the end."""
-    most = max(1, (m.registers - vectors - 2) // vectors)
-    most = min(most, 14 if _shares(body, row) else 8)
-    n = ix.number(row.extent)
-    if n is None:
-        return max(h for h in (1, 2, 4, 6, 8, 12) if h <= most)
+    if not _shares(body, row):
+        n = ix.number(row.extent)
+        return min(4, n or 4)
+    return best_rows(row.extent, vectors, m, _aliased(row, body))
 
-    def price(h: int) -> int:
-        def one(k: int) -> int:
-            return max(k * vectors, k + vectors, 8) if k else 0
 
-        return (n // h) * one(h) + one(n % h)
-
-    return min(range(1, min(most, n) + 1), key=lambda h: (price(h), -h))
+def _aliased(row: Axis, body: Body) -> bool:
+    """Whether rows lie at distances that fall into one set of the first-level cache."""
+    for b, index, write in _reduced_accesses(body):
+        step = None if write else stride(b, index, row)
+        if step and step * storage_bytes(b.dtype) % 4096 == 0:
+            return True
+    return False
 
 
 def _split_rows(loop: For, high: int, at, lanes: int, jam: int, limit: Expr | None) -> Body:  # type: ignore[no-untyped-def]
@@ -358,12 +355,12 @@ def _order(axes: Sequence[Axis], body: Body, along: Axis, row: Axis | None) -> l
 # ---- rows ------------------------------------------------------------------------------------------------------------------------
 
 
-def _rows(axes: list[Axis], body: Body, m: Machine, steps: list[str]) -> Body:
+def _rows(axes: list[Axis], body: Body, m: Registers, steps: list[str]) -> Body:
     """Kernels whose shared axes are rows: the loops inside a row are vectorised one by one."""
     return tasks(axes, inner(body, m, steps), steps)
 
 
-def inner(body: Body, m: Machine, steps: list[str]) -> Body:
+def inner(body: Body, m: Registers, steps: list[str]) -> Body:
     """Vectorise the innermost contiguous loops of a body that runs in one task."""
     out: list[Stmt] = []
     for s in body:
@@ -376,7 +373,7 @@ def inner(body: Body, m: Machine, steps: list[str]) -> Body:
     return tuple(out)
 
 
-def _inner_loop(loop: For, m: Machine, steps: list[str]) -> Body:
+def _inner_loop(loop: For, m: Registers, steps: list[str]) -> Body:
     """One loop: along the lanes if its iterations are independent and what it writes is contiguous."""
     if _vectorisable(loop):
         steps.append(f"vectorise {loop.axis.name} by {m.lanes}")

@@ -101,7 +101,7 @@ def collapse(outer: For) -> For | None:
         return For(f, substitute_stmts(inner.body, {outer.axis: f, inner.axis: const(0)}), outer.kind)
     body = substitute_stmts(inner.body, {outer.axis: f // m, inner.axis: f % m})
     for s in walk(body):
-        for e in stmt_exprs(s):
+        for e in (s.value,) if isinstance(s, Store) else stmt_exprs(s):
             if not _linear_outside_reads(e, f):
                 return None
     for buffer, index, _ in accesses(body):

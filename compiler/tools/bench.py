@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusile import driver
-from fusile.errors import UsageError
+import fusile.driver as driver
+from fusile.errors import UnsupportedError, UsageError
 from fusile.options import KERNEL_TARGETS, Options
 from fusile.report import Progress
 from fusile.runtime.module import Port, Value
+from fusile.tools.agreement import bound_for
 from fusile.tools.agreement import error as distance
 from fusile.tools.arrays import read_arrays, write_arrays
 from fusile.tools.bench_worker import summary
 from fusile.tools.engines import onnxruntime, reference_run, reference_session
 from fusile.tools.inputs import INDEX_LIMITS, draw, draw_accepted, read_inputs
-from fusile.tools.sources import as_file_or_bytes, model_name
+from fusile.tools.sources import as_file_or_bytes, model_name, weight_types
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,6 +41,7 @@ _OURS = {"fused": 2, "unfused": 1}
 class Row:
     """One engine: latencies in milliseconds, builds in seconds, and its distance from the reference.
 
+    `failed` says why an engine has no time, or that its answers are too far from the reference to count.
     `cold_s` is a build with an empty cache in a fresh process, `warm_s` one with a filled cache, both
     with the first answers; `peak_mb` the peak of the process's memory while it runs. `error` is None
     where ONNX Runtime is missing.
@@ -68,6 +70,11 @@ class BenchReport:
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = field(default_factory=tuple)
 
+    @property
+    def ok(self) -> bool:
+        """Whether all engines of ours ran and were right."""
+        return not any(row.failed for row in self.rows if row.engine in _OURS)
+
     def row(self, engine: str) -> Row | None:
         return next((row for row in self.rows if row.engine == engine), None)
 
@@ -85,15 +92,15 @@ class BenchReport:
 
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         title = f"{self.model} on {self.target}, {threads}, {self.precision}"
-        table = Table(
-            title=title, title_justify="left", caption="\n".join(self.notes), caption_justify="left"
-        )
+        failures = (f"{row.engine} failed: {row.failed}" for row in self.rows if row.failed)
+        caption = Text("\n".join((*failures, *self.notes)))
+        table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
         table.add_column("engine")
         for column in ("median ms", "p90 ms", "min ms", "× fused", "cold s", "warm s", "peak MB", "error"):
             table.add_column(column, justify="right")
         for row in self.rows:
             if row.failed:
-                table.add_row(row.engine, Text(f"failed: {row.failed}", "red", overflow="fold"))
+                table.add_row(row.engine, Text("failed", "red"))
                 continue
             ratio = self.ratio(row.engine)
             table.add_row(
@@ -206,10 +213,8 @@ def bench(source: Any, options: Options, plan: Plan, progress: Progress) -> Benc
             todo=f"Choose one of {', '.join(KERNEL_TARGETS)}",
         )
     threads = options.threads or _cpus()
-    engines, notes = (
-        ["fused", "unfused"],
-        ["fusile flushes denormal numbers to zero, ONNX Runtime keeps them."],
-    )
+    engines = list(_OURS)
+    notes = ["fusile flushes denormal numbers to zero, ONNX Runtime keeps them."]
     try:
         onnxruntime()
         engines.append("onnxruntime")
@@ -221,39 +226,34 @@ def bench(source: Any, options: Options, plan: Plan, progress: Progress) -> Benc
         progress("drawing inputs")
         sets, wants = _inputs(source, options, plan, "onnxruntime" in engines)
         jobs = {engine: _job(engine, path, options, threads, sets, folder) for engine in engines}
-        rows = _measure(jobs, wants, plan, folder, progress)
+        found = _measure(jobs, plan, folder, progress)
+        flat = [value for want in wants for value in want]
+        bound, _ = bound_for(flat, weight_types(source), options.precision)
+        rows = [_row(engine, found[engine], jobs[engine]["answers"], wants, bound) for engine in jobs]
     return BenchReport(
         model_name(source), options.target, threads, options.precision, tuple(rows), tuple(notes)
     )
 
 
 def _measure(
-    jobs: Mapping[str, Mapping[str, Any]],
-    wants: Sequence[Sequence[Value]],
-    plan: Plan,
-    folder: Path,
-    progress: Progress,
-) -> list[Row]:
-    """Build every engine twice, then let them take turns."""
+    jobs: Mapping[str, Mapping[str, Any]], plan: Plan, folder: Path, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """What each engine replied: built with an empty and with a filled cache, then timed in turns."""
     found: dict[str, dict[str, Any]] = {engine: {"times": []} for engine in jobs}
     live: dict[str, _Worker] = {}
-    for engine, job in jobs.items():
-        progress(f"building {engine}")
-        cache = folder / f"cache_{engine}"
-        if engine in _OURS:
-            cold = _Worker(job, cache)
-            found[engine]["cold_s"] = cold.built().get("seconds", math.nan)
-            cold.stop()
-        worker = _Worker(job, cache)
-        live[engine] = worker
-        reply = worker.built()
-        found[engine].update(reply)
-        if engine not in _OURS:
-            found[engine]["cold_s"] = reply.get("seconds", math.nan)
     try:
+        for engine, job in jobs.items():
+            progress(f"building {engine}")
+            cache = folder / f"cache_{engine}"
+            if engine in _OURS:
+                cold = _Worker(job, cache)
+                found[engine]["cold_s"] = cold.built().get("seconds", math.nan)
+                cold.stop()
+            live[engine] = _Worker(job, cache)
+            found[engine].update(live[engine].built())
         for turn in range(plan.rounds):
+            progress("timing", turn, plan.rounds)
             for engine, worker in live.items():
-                progress("timing", turn, plan.rounds)
                 if "failed" not in found[engine]:
                     reply = worker.burst(plan.burst)
                     found[engine]["times"] += reply.pop("times", [])
@@ -261,23 +261,27 @@ def _measure(
     finally:
         for worker in live.values():
             worker.stop()
-    return [_row(engine, found[engine], jobs[engine]["answers"], wants) for engine in jobs]
+    return found
 
 
-def _row(engine: str, found: Mapping[str, Any], answers: str, wants: Sequence[Sequence[Value]]) -> Row:
+def _row(
+    engine: str, found: Mapping[str, Any], answers: str, wants: Sequence[Sequence[Value]], bound: float
+) -> Row:
     if "failed" in found:
         return Row(engine, failed=found["failed"])
     median, p90, least = summary(found["times"])
+    away = _error(answers, wants) if wants else None
     return Row(
         engine,
         1e3 * median,
         1e3 * p90,
         1e3 * least,
         len(found["times"]),
-        found["cold_s"],
+        found.get("cold_s", found["seconds"]),
         found["seconds"],
         found.get("peak_mb"),
-        _error(answers, wants) if wants else None,
+        away,
+        "" if away is None or away <= bound else f"error {away:.1e} above {bound:g}",
     )
 
 
@@ -298,7 +302,10 @@ def _inputs(
     source: Any, options: Options, plan: Plan, with_reference: bool
 ) -> tuple[list[dict[str, Value]], list[list[Value]]]:
     """Sets of inputs, and the reference's answers (none without ONNX Runtime)."""
-    ports = driver.check(source, options).inputs
+    report = driver.check(source, options)
+    if not report.supported:
+        raise UnsupportedError(report.gaps)
+    ports = report.inputs
     given = plan.inputs
     values = dict(given) if isinstance(given, Mapping) else read_inputs(given, ports)
     drawn = [port for port in ports if port.name not in values]

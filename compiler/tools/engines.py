@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fusile import driver
+import fusile.driver as driver
 from fusile.errors import UsageError
 from fusile.options import Options
 from fusile.report import Progress

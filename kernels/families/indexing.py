@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fusile.ir import index as ix
-from fusile.ir.expr import Expr, as_expr, cast, const, eq, guard, inside, ne, select
+from fusile.ir.expr import Expr, as_expr, cast, const, eq, inside, minimum, ne, select
 from fusile.ir.tensor import Tensor, compute, scan, scatter
 from fusile.ir.types import I64
 from fusile.kernels.families.elementwise import dtype_of, filled
@@ -199,7 +199,7 @@ def non_zero(ctx: Context, x: Tensor) -> Tensor:
         lambda *_: as_expr(0),
         (rank, n),
         (rank, flat),
-        lambda r, f: (r, guard(before[f], n, ctx.site)),
+        lambda r, f: (r, before[f]),  # below n wherever the test holds
         coordinate,
         condition=lambda r, f: test[f],
         name="nonzero",
@@ -212,7 +212,7 @@ def compress(ctx: Context, x: Tensor, condition: Tensor, *, axis: int | None = N
     if axis is None:
         source = compute((x.size,), lambda i: x[tuple(_digits(i, x.shape))], name="flat")
     at = normal_axis(axis or 0, source.rank)
-    (count,) = condition.shape
+    count = minimum(condition.shape[0], source.shape[at])
     before, total = _positions(count, condition)
     n = ctx.size(total[()], "compress")
     shape = (*source.shape[:at], n, *source.shape[at + 1 :])
@@ -221,8 +221,8 @@ def compress(ctx: Context, x: Tensor, condition: Tensor, *, axis: int | None = N
         lambda *_: const(0, x.dtype),
         shape,
         updates,
-        lambda *u: (*u[:at], guard(before[u[at]], n, ctx.site), *u[at + 1 :]),
-        lambda *u: source[(*u[:at], guard(u[at], source.shape[at], ctx.site), *u[at + 1 :])],
+        lambda *u: (*u[:at], before[u[at]], *u[at + 1 :]),
+        lambda *u: source[u],
         condition=lambda *u: condition[u[at]],
         name="compress",
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from fusile.ir import index as ix
-from fusile.ir.expr import Expr, apply, cast, const, eq, inside, maximum, minimum, select
+from fusile.ir.expr import Expr, apply, as_expr, cast, const, eq, inside, maximum, minimum, select
 from fusile.ir.interpret import identity
 from fusile.ir.tensor import Tensor, compute, constant, reduction, scatter
 from fusile.ir.types import numpy_dtype
@@ -72,6 +72,12 @@ def _where_largest(x: Tensor, y: Tensor, slide: Window, storage_order: int) -> T
     return compute(y.shape, lambda *i: minimum(found[i], maximum(x.size - 1, const(0))), name="indices")
 
 
+def _pairs(pads: Sequence[int] | None, rank: int) -> Iterable[tuple[Expr | int, Expr | int]]:
+    """Padding before and after, per dimension."""
+    around = pads or (0,) * (2 * rank)
+    return zip(around[:rank], around[rank:], strict=True)
+
+
 @op("AveragePool")
 def average_pool(
     x: Tensor,
@@ -93,19 +99,14 @@ def average_pool(
         auto_pad=auto_pad,
         ceil_mode=bool(ceil_mode),
     )
-    rank = x.rank - 2
     total = _pooled(x, slide, "sum", 0, "sum")
-    given = (
-        [(const(p), const(q)) for p, q in zip(pads[:rank], pads[rank:], strict=True)]
-        if pads
-        else [(const(0), const(0))] * rank
-    )
-    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        given = list(zip(slide.before, slide.after, strict=True))
+    same = auto_pad in ("SAME_UPPER", "SAME_LOWER")
+    own: Iterable[tuple[Expr | int, Expr | int]] = zip(slide.before, slide.after, strict=True)
+    around = own if same else _pairs(pads, x.rank - 2)
     # The positions that count: the tensor alone, or with its padding, but never what only ceil_mode adds.
-    spans = [
-        (-low, n + high) if count_include_pad else (const(0), n)
-        for n, (low, high) in zip(x.shape[2:], given, strict=True)
+    spans: list[tuple[Expr, Expr]] = [
+        (-as_expr(low), n + high) if count_include_pad else (as_expr(0), n)
+        for n, (low, high) in zip(x.shape[2:], around, strict=True)
     ]
     factors = [_share(slide, k, low, high, x) for k, (low, high) in enumerate(spans)]
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fusile.ir import index as ix
-from fusile.ir.expr import Const, Expr, apply, cast, const, maximum, minimum
+from fusile.ir.expr import Const, Expr, apply, cast, const, eq, maximum, minimum, select
 from fusile.ir.tensor import Tensor, compute
 from fusile.ir.types import F32, I32, U8, DType
 from fusile.kernels.families.contraction import matmul
 from fusile.kernels.families.elementwise import converted, dtype_of, unary
+from fusile.kernels.families.reduction import reduced
 from fusile.kernels.families.window import biased, convolve, window
 from fusile.kernels.registry import Context, Malformed, op
 from fusile.kernels.shapes import normal_axis
@@ -115,30 +116,23 @@ def dequantize_linear(
 @op("DynamicQuantizeLinear")
 def dynamic_quantize_linear(x: Tensor) -> tuple[Tensor, ...]:
     """To unsigned bytes over the range of x widened to hold 0; also the scale and the zero point."""
-    from fusile.kernels.families.reduction import reduced
-
     every = range(x.rank)
     low, high = (reduced(x, every, kind, keep=False, name=kind) for kind in ("min", "max"))
 
     def range_of() -> Expr:
         return (maximum(high[()], 0) - minimum(low[()], 0)) / const(255.0, x.dtype)
 
-    scale = compute((), range_of, name="scale")
+    width = compute((), range_of, name="width")
+    zero_width = const(0, x.dtype)
+    scale = compute((), lambda: select(eq(width[()], zero_width), const(1, x.dtype), width[()]), name="scale")
 
     def zero() -> Expr:
-        shift = apply("round", -minimum(low[()], 0) / _nonzero(scale[()]))
+        shift = apply("round", -minimum(low[()], 0) / scale[()])
         return cast(minimum(maximum(shift, 0), const(255, x.dtype)), U8)
 
     point = compute((), zero, name="zero_point")
-    y = unary(x, lambda v: quantised(v / _nonzero(scale[()]), point[()], U8), "quantize")
+    y = unary(x, lambda v: quantised(v / scale[()], point[()], U8), "quantize")
     return y, scale, point
-
-
-def _nonzero(scale: Expr) -> Expr:
-    """The scale, or 1 where all of x is 0 and so is the scale."""
-    from fusile.ir.expr import eq, select
-
-    return select(eq(scale, const(0, scale.dtype)), const(1, scale.dtype), scale)
 
 
 # ---- matrix products ----

@@ -150,57 +150,60 @@ def roi_align(
             "RoiAlign whose number of samples depends on the data", "set sampling_ratio above 0"
         )
     half = coordinate_transformation_mode == "half_pixel"
-    ratio, sizes = sampling_ratio, (output_height, output_width)
+    ratio, sizes, kind = sampling_ratio, (output_height, output_width), x.dtype
 
     def position(r: Expr, k: int, cell: Expr, sample: Expr) -> Expr:
         """Along dimension k (0: y, 1: x)."""
         low, high = (rois[r, const(c)] * spatial_scale - (0.5 if half else 0.0) for c in (1 - k, 3 - k))
         length = high - low if half else maximum(high - low, 1)
-        step = length / const(sizes[k], x.dtype)
-        return low + cast(cell, x.dtype) * step + (cast(sample, x.dtype) + 0.5) * step / const(ratio, x.dtype)
-
-    def value(r: Expr, c: Expr, at: Sequence[Expr]) -> Expr:
-        batch = checked_index(ctx, batches, (r,), x.shape[0])
-        test = [
-            (const(-1, x.dtype) <= v) & (v <= cast(n, x.dtype)) for v, n in zip(at, x.shape[2:], strict=True)
-        ]
-        near = [minimum(maximum(v, 0), cast(n, x.dtype) - 1) for v, n in zip(at, x.shape[2:], strict=True)]
-
-        def read(*i: Expr) -> Expr:
-            return x[(batch, c, *(_clamped(k, n) for k, n in zip(i, x.shape[2:], strict=True)))]
-
-        return select(test[0] & test[1], interpolated(read, near, linear_weights, 0), const(0, x.dtype))
-
-    def largest(r: Expr, c: Expr, at: Sequence[Expr]) -> Expr:
-        """The largest weighted corner, which is what the standard's maximum goes over."""
-        batch = checked_index(ctx, batches, (r,), x.shape[0])
-        near = [minimum(maximum(v, 0), cast(n, x.dtype) - 1) for v, n in zip(at, x.shape[2:], strict=True)]
-        bases = [apply("floor", v) for v in near]
-        rows = [linear_weights(v - b) for v, b in zip(near, bases, strict=True)]
-        best: Expr | None = None
-        for j, k in product(range(2), range(2)):
-            i = tuple(
-                _clamped(cast(b, I64) + d, n) for b, d, n in zip(bases, (j, k), x.shape[2:], strict=True)
-            )
-            v = x[(batch, c, *i)] * rows[0][j] * rows[1][k]
-            best = v if best is None else maximum(best, v)
-        assert best is not None
-        test = [
-            (const(-1, x.dtype) <= v) & (v <= cast(n, x.dtype)) for v, n in zip(at, x.shape[2:], strict=True)
-        ]
-        return select(test[0] & test[1], best, const(0, x.dtype))
+        step = length / const(sizes[k], kind)
+        return low + cast(cell, kind) * step + (cast(sample, kind) + 0.5) * step / const(ratio, kind)
 
     def body(r: Expr, c: Expr, h: Expr, w: Expr) -> Expr:
+        batch = checked_index(ctx, batches, (r,), x.shape[0])
+        point = _mean_of_corners if mode == "avg" else _largest_of_corners
+
         def sample(i: Expr, j: Expr) -> Expr:
-            at = (position(r, 0, h, i), position(r, 1, w, j))
-            return value(r, c, at) if mode == "avg" else largest(r, c, at)
+            return point(x, batch, c, (position(r, 0, h, i), position(r, 1, w, j)))
 
         return reduction("sum" if mode == "avg" else "max", (ratio, ratio), sample)
 
     y = compute((rois.shape[0], x.shape[1], *sizes), body, name="roi_align")
     if mode != "avg" or ratio == 1:
         return y
-    return compute(y.shape, lambda *i: y[i] * const(1.0 / (ratio * ratio), x.dtype), name="mean")
+    return compute(y.shape, lambda *i: y[i] * const(1.0 / (ratio * ratio), kind), name="mean")
+
+
+def _near(x: Tensor, at: Sequence[Expr]) -> tuple[Expr, list[Expr]]:
+    """(whether a position counts at all, the position moved into the image)."""
+    sizes = [cast(n, x.dtype) for n in x.shape[2:]]
+    test = inside()
+    for v, n in zip(at, sizes, strict=True):
+        test = test & (const(-1, x.dtype) <= v) & (v <= n)
+    return test, [minimum(maximum(v, 0), n - 1) for v, n in zip(at, sizes, strict=True)]
+
+
+def _mean_of_corners(x: Tensor, batch: Expr, c: Expr, at: Sequence[Expr]) -> Expr:
+    test, near = _near(x, at)
+
+    def read(*i: Expr) -> Expr:
+        return x[(batch, c, *(_clamped(k, n) for k, n in zip(i, x.shape[2:], strict=True)))]
+
+    return select(test, interpolated(read, near, linear_weights, 0), const(0, x.dtype))
+
+
+def _largest_of_corners(x: Tensor, batch: Expr, c: Expr, at: Sequence[Expr]) -> Expr:
+    """The largest weighted corner, which is what the standard's maximum goes over."""
+    test, near = _near(x, at)
+    bases = [apply("floor", v) for v in near]
+    rows = [linear_weights(v - b) for v, b in zip(near, bases, strict=True)]
+    best: Expr | None = None
+    for j, k in product(range(2), range(2)):
+        corner = zip(bases, (j, k), x.shape[2:], strict=True)
+        v = x[(batch, c, *(_clamped(cast(b, I64) + d, n) for b, d, n in corner))] * rows[0][j] * rows[1][k]
+        best = v if best is None else maximum(best, v)
+    assert best is not None
+    return select(test, best, const(0, x.dtype))
 
 
 @op("MaxRoiPool")

@@ -47,7 +47,10 @@ def _transformed(
     # A longer transform reads zeros past the end; a shorter one stops early.
     taps = const(min(given, wanted)) if given is not None and wanted is not None else length
     cosine, sine = _waves(rows, taps, length, x.dtype)
-    is_complex = ix.number(x.shape[-1]) == 2
+    parts = ix.number(x.shape[-1])
+    if parts is None:
+        raise Unsupported("a spectrum whose last dimension is not a constant", "fix it by `--dims`")
+    is_complex = parts == 2
 
     def total(wave: Tensor, part: int, i: tuple[Expr, ...]) -> Expr:
         def element(k: Expr) -> Expr:

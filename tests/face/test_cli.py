@@ -218,3 +218,24 @@ def test_a_fault_of_ours_is_short_and_says_how_to_see_more(
     assert code == cli.INTERNAL_ERROR
     assert err.splitlines()[0] == "fusile: internal error: ZeroDivisionError: a fault"
     assert "-v" in err
+
+
+def test_emit_writes_source_and_only_its_own_is_overwritten(call: Call, small_path: Path) -> None:
+    code, out, _ = call("emit", small_path, "--to", "torch", "-o", "source")
+    assert code == 0
+    assert "parameters (1): 'w'" in out
+    assert sorted(path.name for path in Path("source").iterdir()) == ["model.py", "weights.safetensors"]
+    assert call("emit", small_path, "--to", "torch", "-o", "source")[0] == 0
+    Path("source/model.py").write_text("mine = True\n")
+    code, _, err = call("emit", small_path, "--to", "torch", "-o", "source")
+    assert (code, "was not written by fusile" in err) == (2, True)
+    assert call("emit", small_path, "--to", "torch", "-o", "source", "--force")[0] == 0
+    code, out, _ = call("emit", small_path, "--to", "torch", "-o", "source", "--json")
+    assert json.loads(out)["parameters"] == [["w", [3]]]
+    code, _, err = call("emit", small_path, "--to", "torch", "-o", str(small_path))
+    assert (code, "is a file, not a folder" in err) == (2, True)
+
+
+def test_a_place_that_cannot_be_written_is_a_message(call: Call, small_path: Path) -> None:
+    code, _, err = call("run", small_path, "-o", "no/such/folder/out.npz")
+    assert (code, "No such file or directory" in err) == (2, True)

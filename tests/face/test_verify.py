@@ -262,6 +262,15 @@ def test_bench_on_a_small_model(chain: onnx.ModelProto) -> None:
     json.dumps(report.to_json())
 
 
+@pytest.mark.slow
+def test_bench_does_not_praise_wrong_answers(chain: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusile.tools.bench._error", lambda answers, wants: 0.5)
+    report = fusile.bench(chain, rounds=1, burst=0.01)
+    assert not report.ok
+    assert report.rows[0].failed == "error 5.0e-01 above 0.001"
+    report.table()
+
+
 def test_bench_refuses_targets_that_it_cannot_measure(chain: onnx.ModelProto) -> None:
     with pytest.raises(fusile.UsageError, match="'torch'"):
         fusile.bench(chain, target="torch")

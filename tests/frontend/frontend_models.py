@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.reference
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -58,6 +56,8 @@ def run(proto: onnx.ModelProto, feeds: Mapping[str, Any]) -> Values:
     ONNX Runtime lags behind with kernels of the newest versions; where those differ in types alone, it runs
     them under an older opset.
     """
+    import onnx.reference  # here, as the tests of memory want none of this
+
     error: Exception | None = None
     for opset in (None, 25, 21, 18):
         candidate = onnx.ModelProto()
@@ -77,6 +77,8 @@ def run(proto: onnx.ModelProto, feeds: Mapping[str, Any]) -> Values:
 
 
 def _run_onnxruntime(proto: onnx.ModelProto, feeds: Mapping[str, Any]) -> Values:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4

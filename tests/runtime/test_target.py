@@ -16,7 +16,9 @@ SKYLAKE_SERVER = (
 
 
 def cpuinfo(*flags: str) -> str:
-    return "\n".join(f"processor : {i}\nmodel name : whatever\nflags\t\t: {line}\n" for i, line in enumerate(flags))
+    return "\n".join(
+        f"processor : {i}\nmodel name : whatever\nflags\t\t: {line}\n" for i, line in enumerate(flags)
+    )
 
 
 def spec(flags: str) -> target.TargetSpec:
@@ -29,7 +31,12 @@ def test_features_make_the_facts() -> None:
     wide = spec(SKYLAKE_SERVER)
     assert (wide.cpu, wide.vector_bytes, wide.vector_registers, wide.has_fma) == ("x86-64-v4", 64, 32, True)
     middle = spec(SKYLAKE_SERVER.partition(" avx512f")[0])
-    assert (middle.cpu, middle.vector_bytes, middle.vector_registers, middle.has_fma) == ("x86-64-v3", 32, 16, True)
+    assert (middle.cpu, middle.vector_bytes, middle.vector_registers, middle.has_fma) == (
+        "x86-64-v3",
+        32,
+        16,
+        True,
+    )
     old = spec("fpu sse sse2")
     assert (old.cpu, old.vector_bytes, old.vector_registers, old.has_fma) == ("x86-64", 16, 16, False)
 
@@ -92,5 +99,7 @@ def test_caches_come_from_sysfs(tmp_path: Path) -> None:
 
 
 def test_the_key_tells_targets_apart() -> None:
-    keys = {target.for_cpu(name, "x86_64-unknown-linux-gnu").key for name in ("x86-64", "x86-64-v2", "x86-64-v3")}
+    keys = {
+        target.for_cpu(name, "x86_64-unknown-linux-gnu").key for name in ("x86-64", "x86-64-v2", "x86-64-v3")
+    }
     assert len(keys) == 3

@@ -69,7 +69,7 @@ def test_every_level_compiles(level: int) -> None:
 
 def test_broken_text_names_the_kernel_and_what_llvm_says() -> None:
     broken = 'source_filename = "half_kernel"\ndefine i32 @f() {\n'
-    with pytest.raises(CompileError, match=r"half_kernel.*expecting more instructions") as caught:
+    with pytest.raises(CompileError, match=r"(?s)half_kernel.*expecting more instructions") as caught:
         compile_objects([*texts(2), broken], host())
     assert caught.value.kernel == "half_kernel"
     assert caught.value.text == broken
@@ -116,9 +116,7 @@ def test_idle_workers_end_and_are_reaped() -> None:
 
 
 def test_workers_end_by_themselves_when_idle() -> None:
-    script = STARTED.replace(
-        "    workers.compile", "    workers._IDLE_SECONDS = 0.2\n    workers.compile"
-    )
+    script = STARTED.replace("    workers.compile", "    workers._IDLE_SECONDS = 0.2\n    workers.compile")
     script += "    time.sleep(1.5)\n    print(os.path.exists(f'/proc/{worker.process_id}'))"
     assert run_script(script).stdout.split()[1] == "False"
 
@@ -130,7 +128,9 @@ def test_workers_die_with_their_parent(end: str) -> None:
 
 
 def test_workers_die_with_their_parent_even_if_a_forked_child_holds_their_pipes() -> None:
-    script = STARTED + """
+    script = (
+        STARTED
+        + """
     child = os.fork()
     if child == 0:
         os.close(1); os.close(2)
@@ -139,6 +139,7 @@ def test_workers_die_with_their_parent_even_if_a_forked_child_holds_their_pipes(
     print(child, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
     """
+    )
     worker, child = (int(word) for word in run_script(script).stdout.split())
     try:
         assert gone_within(worker, 10)
@@ -147,7 +148,9 @@ def test_workers_die_with_their_parent_even_if_a_forked_child_holds_their_pipes(
 
 
 def test_a_forked_child_has_workers_of_its_own() -> None:
-    script = STARTED + """
+    script = (
+        STARTED
+        + """
     child = os.fork()
     if child == 0:
         made = workers.compile_objects(["define void @g() { ret void }"], host(), jobs=1)
@@ -156,11 +159,10 @@ def test_a_forked_child_has_workers_of_its_own() -> None:
     workers.compile_objects(["define void @h() { ret void }"], host(), jobs=1)
     print("fine")
     """
+    )
     assert run_script(script).stdout.split()[1:] == ["fine"]
 
 
 def test_start_workers_only_starts() -> None:
     workers.start_workers(2)
     assert len(compile_objects(texts(2), host(), jobs=2)) == 2
-
-

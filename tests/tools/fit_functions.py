@@ -21,7 +21,7 @@ NODES = 2000
 
 @dataclass(frozen=True)
 class Fit:
-    """A table to compute: `first` is the power of t of the first coefficient, `given` are coefficients that are not fitted."""
+    """A table of `count` coefficients to compute, the first of which are `given`."""
 
     name: str
     target: Function
@@ -92,7 +92,7 @@ def erfc_slope(y: Array) -> Array:
 
 def erfc_weight(y: Array) -> Array:
     """By how much a relative error of erf follows from one of the slope."""
-    return np.array([v * math.erfc(v) / math.erf(v) * math.frexp(math.erf(v))[0]**2*2 for v in y])
+    return np.array([v * math.erfc(v) / math.erf(v) for v in y])
 
 
 def odd(function: Function) -> Function:
@@ -114,7 +114,7 @@ FITS = (
     Fit("TAN", tan_tail, odd(np.tan), (TINY, (math.pi / 4) ** 2), 6),
     Fit("ATAN", atan_tail, odd(np.arctan), (TINY, 1.0), 8),
     Fit("ASIN", asin_tail, odd(np.arcsin), (TINY, 0.3025), 5),
-    Fit("ERF", lambda y: erfc_slope(y) - ERF0_HIGH, erfc_weight, (1e-4, 3.93), 8, given=(ERF0 - ERF0_HIGH,)),
+    Fit("ERF", lambda y: erfc_slope(y) - ERF0_HIGH, erfc_weight, (1e-4, 3.93), 9, given=(ERF0 - ERF0_HIGH,)),
 )
 
 

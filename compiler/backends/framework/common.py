@@ -83,6 +83,7 @@ class Framework:
     attributes: frozenset[str]
     """Names that attributes of the module may not have."""
     permute: Callable[[Code, tuple[int, ...]], Code]
+    reshape: Callable[[Code, tuple[int, ...]], Code]
 
 
 @dataclass(slots=True)
@@ -207,13 +208,15 @@ class Printer:
         """A weight in the initialiser's own layout: a tensor of the module, or that of the layer that owns it."""
         weight = self.weights[str(value.name)]
         owner = self._owners.get(weight.initializer)
-        if owner is not None:
-            made, place = owner
-            if place.part or place.gates or place.shape or place.halves:
-                raise Refusal("the weight is shared with a layer that keeps it in another form")
-            return self.framework.permute(made, _inverse(place.axes)) if place.axes else made
         held = value.const_value
         assert held is not None
+        if owner is not None:
+            made, place = owner
+            if place.part or place.gates or place.halves:
+                raise Refusal("the weight is shared with a layer that keeps it in another form")
+            if place.shape:
+                made = self.framework.reshape(made, tuple(int(n) for n in held.shape.numpy()))
+            return self.framework.permute(made, _inverse(place.axes)) if place.axes else made
         attribute = self.attribute(weight.name.removesuffix(tn.FOLDED))
         shape = tuple(int(n) for n in held.shape.numpy())
         self.layers.append(self.framework.parameter(self, attribute, weight, shape, held.dtype))
@@ -225,17 +228,18 @@ class Printer:
         self._owners[weight.initializer] = (made, place)
         return made
 
-    def owned(self, value: ir.Value | None) -> bool:
-        """Whether a tensor or layer of the module holds this initialiser already."""
-        return value is not None and str(value.name) in self._owners
-
     def layer(
         self, stem: str, constructor: Code, tensors: Mapping[str, Place], build: Plain | None = None
-    ) -> Code:
-        """An attribute `self.stem` that holds a layer; the same layer of the same weights is made once."""
+    ) -> Code | None:
+        """An attribute `self.stem` that holds a layer; the same layer of the same weights is made once.
+
+        None where something else of the module holds one of the weights already.
+        """
         key = (constructor.text({}), tuple((suffix, place) for suffix, place in tensors.items()))
         if tensors and key in self._made:
             return name(f"self.{self._made[key]}")
+        if any(str(place.value.name) in self._owners for place in tensors.values()):
+            return None
         attribute = self.attribute(stem)
         self._made[key] = attribute
         self.layers.append(Layer(attribute, constructor, None if build is None else code(build)))
@@ -485,15 +489,10 @@ class Site:
         value = self.node.inputs[index] if index < len(self.node.inputs) else None
         return self.printer.weights.get(str(value.name)) if value is not None and value.is_initializer() else None
 
-    def trains(self, *indices: int) -> bool:
-        """Whether these inputs are parameters (or absent), and a layer may hold them."""
-        for index in indices:
-            if not self.has(index):
-                continue
-            weight = self.weight(index)
-            if weight is None or weight.role != "param":
-                return False
-        return True
+    def roles(self, *indices: int) -> list[str]:
+        """What these inputs are in the weights file, absent ones left out; an empty string for no weight."""
+        found = [self.weight(index) for index in indices if self.has(index)]
+        return ["" if weight is None else weight.role for weight in found]
 
     def stem(self, index: int = 1) -> str:
         """What a layer is called: after its weight, else after the module around the node, else its operator."""
@@ -506,13 +505,22 @@ class Site:
         return tn.scope(self.node) or _snake(self.node.op_type)
 
     def layer(
-        self, stem: str, constructor: Code, tensors: Mapping[str, Place], build: Plain | None = None
-    ) -> Code:
-        return self.printer.layer(stem, constructor, tensors, build)
+        self,
+        stem: str,
+        constructor: Code,
+        tensors: Mapping[str, Place],
+        build: Plain | None = None,
+        buffers: tuple[str, ...] = (),
+    ) -> Code | None:
+        """An attribute that holds a layer, or None where its tensors are not ones that a layer holds.
 
-    def shared(self, *indices: int) -> bool:
-        """Whether another layer or tensor of the module holds one of these weights already."""
-        return any(self.has(i) and self.printer.owned(self.node.inputs[i]) for i in indices)
+        They must be parameters (those in `buffers`, buffers) that no other part of the module has.
+        """
+        for suffix, place in tensors.items():
+            weight = self.printer.weights.get(str(place.value.name)) if place.value.is_initializer() else None
+            if weight is None or weight.role != ("buffer" if suffix in buffers else "param"):
+                return None
+        return self.printer.layer(stem, constructor, tensors, build)
 
 
 # ---- names -------------------------------------------------------------------------------------------
@@ -552,9 +560,19 @@ def _snake(text: str) -> str:
 
 def hint_of(node: ir.Node, value: ir.Value) -> str:
     """A name for a value where the natural one is taken: its module, else its operator."""
-    inner = tn.scope(node).rsplit(".", 2)
-    found = "_".join(part for part in inner[-2:] if part)
-    return found or _snake(node.op_type)
+    inner = tn.scope(node).rsplit(".", 2)[-2:]
+    found = inner[-1] if not inner[-1][:1].isdigit() else "_".join(inner)
+    return _snake(found) or _HINTS.get(node.op_type, _snake(node.op_type))
+
+
+_HINTS = {
+    **dict.fromkeys(("GroupNormalization", "LayerNormalization", "RMSNormalization", "BatchNormalization"), "norm"),
+    "InstanceNormalization": "norm",
+    "ConstantOfShape": "filled",
+    "MatMul": "product",
+    "Transpose": "turned",
+    "Reshape": "shaped",
+}
 
 
 def _dim_hint(symbol: str, axis: int, rank: int) -> str:

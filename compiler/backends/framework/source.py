@@ -327,8 +327,10 @@ def literal(content: str) -> str:
 
 def short_float(value: float) -> float:
     """The shortest decimal that float32 rounds to the same number, for values that come from float32."""
+    if not math.isfinite(value) or abs(value) > 3.4e38:
+        return value
     single = np.float32(value)
-    return float(str(single)) if math.isfinite(value) and float(single) == value else value
+    return float(str(single)) if float(single) == value else value
 
 
 def _float(value: float | np.floating[object]) -> str:
@@ -337,7 +339,7 @@ def _float(value: float | np.floating[object]) -> str:
         return 'float("nan")'
     if math.isinf(number):
         return 'float("inf")' if number > 0 else 'float("-inf")'
-    return repr(number)
+    return repr(number).replace("e+", "e")
 
 
 def _arguments(

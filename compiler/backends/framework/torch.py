@@ -23,6 +23,7 @@ FRAMEWORK = Framework(
     constant=torch_rows.constant,
     parameter=torch_layers.parameter,
     permute=torch_rows.permute,
+    reshape=lambda x, shape: x.method("reshape", *shape),
     reserved=frozenset(
         "F Model Path Stored Tensor attrgetter list load load_file load_weights max min nn range safe_open save_file"
         " save_weights self slice torch abs gather_nd scatter_nd reshape resize_axis average_pool pad_same lstm"

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from fusile.backends.framework import torch_rows as tr
 from fusile.backends.framework.common import Layer, Place, Printer, Row, Site
-from fusile.backends.framework.source import Code, Name, Plain, Var, call, code, name, short_float
-from fusile.backends.framework.torch_rows import dtype, last, plain
+from fusile.backends.framework.source import Code, Name, Plain, Var, call, code, short_float
+from fusile.backends.framework.torch_rows import dtype, plain
 from fusile.backends.framework.windows import Window, is_zero_state, window
 from fusile.graph.tensors import Weight
 
@@ -66,23 +66,33 @@ def conv(n: Site) -> Code:
     )
     if w.dims > 3:
         n.refuse(f"a convolution over {w.dims} axes")
-    if not n.trains(1, 2) or n.shared(1, 2):
-        bias = [n.tensor(2)] if n.has(2) else []
-        return call(f"F.conv{w.dims}d", x, n.tensor(1), *bias, **settings)
-    out, inner = n.fixed(1, 0), n.fixed(1, 1) * n.integer("group", 1)
-    bias_off: dict[str, Plain] = {} if n.has(2) else {"bias": False}
-    made = call(
-        f"nn.Conv{w.dims}d", inner, out, plain(w.kernel), **settings, **bias_off, **typed(n.dtype(1))
-    )
-    return n.layer(n.stem(), made, _weight_bias(n))(x)
+    layer = None
+    if n.roles(1) == ["param"]:
+        out, inner = n.fixed(1, 0), n.fixed(1, 1) * n.integer("group", 1)
+        rest = settings | _no_bias(n) | typed(n.dtype(1))
+        made = call(f"nn.Conv{w.dims}d", inner, out, plain(w.kernel), **rest)
+        layer = n.layer(n.stem(), made, _weight_bias(n))
+    return layer(x) if layer else call(f"F.conv{w.dims}d", x, n.tensor(1), *_bias(n), **settings)
 
 
-def _weight_bias(n: Site, axes: tuple[int, ...] = (), shape: tuple[int, ...] = ()) -> dict[str, Place]:
-    places = {"weight": Place(n.value(1), axes=axes, shape=shape)}
+def _weight_bias(n: Site, axes: tuple[int, ...] = ()) -> dict[str, Place]:
+    places = {"weight": Place(n.value(1), axes=axes)}
     if n.has(2):
-        size = math.prod(n.fixed(2, a) for a in range(n.rank(2)))
-        places["bias"] = Place(n.value(2), shape=shape or (() if n.rank(2) == 1 else (size,)))
+        places["bias"] = Place(n.value(2), shape=_flat(n, 2))
     return places
+
+
+def _flat(n: Site, index: int) -> tuple[int, ...]:
+    """The shape of a weight with all its elements along one axis, where it is another."""
+    return () if n.rank(index) == 1 else (math.prod(n.fixed(index, axis) for axis in range(n.rank(index))),)
+
+
+def _bias(n: Site) -> list[Code]:
+    return [n.tensor(2)] if n.has(2) else []
+
+
+def _no_bias(n: Site) -> dict[str, Plain]:
+    return {} if n.has(2) else {"bias": False}
 
 
 def conv_transpose(n: Site) -> Code:
@@ -106,18 +116,15 @@ def conv_transpose(n: Site) -> Code:
         },
         {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1},
     )
-    x = n.tensor()
-    if n.trains(1, 2) and not n.shared(1, 2):
-        out, inner = n.fixed(1, 1) * n.integer("group", 1), n.fixed(1, 0)
-        bias_off: dict[str, Plain] = {} if n.has(2) else {"bias": False}
-        kind = typed(n.dtype(1))
-        made = call(f"nn.ConvTranspose{w.dims}d", inner, out, plain(w.kernel), **settings, **bias_off, **kind)
-        y = n.layer(n.stem(), made, _weight_bias(n))(x)
-    else:
-        bias = [n.tensor(2)] if n.has(2) else []
-        y = call(f"F.conv_transpose{w.dims}d", x, n.tensor(1), *bias, **settings)
     if not fits:
         n.refuse(f"an output padding of {extra} beside strides of {w.strides}")
+    x, layer = n.tensor(), None
+    if n.roles(1) == ["param"]:
+        out, inner = n.fixed(1, 1) * n.integer("group", 1), n.fixed(1, 0)
+        rest = settings | _no_bias(n) | typed(n.dtype(1))
+        made = call(f"nn.ConvTranspose{w.dims}d", inner, out, plain(w.kernel), **rest)
+        layer = n.layer(n.stem(), made, _weight_bias(n))
+    y = layer(x) if layer else call(f"F.conv_transpose{w.dims}d", x, n.tensor(1), *_bias(n), **settings)
     if symmetric:
         return y
     crop: list[Plain] = []
@@ -148,27 +155,22 @@ def _transposed_pads(n: Site, w: Window, extra: list[int], reach: list[int]) -> 
 
 def linear(n: Site) -> Code:
     transposed = bool(n.integer("transposed"))
-    weight = n.value(1)
     outer, inner = (n.fixed(1, 0), n.fixed(1, 1)) if transposed else (n.fixed(1, 1), n.fixed(1, 0))
-    if not n.trains(1, 2) or n.shared(1, 2):
-        turned = n.tensor(1) if transposed else tr.permute(n.tensor(1), (1, 0))
-        bias = [n.tensor(2)] if n.has(2) else []
-        return call("F.linear", n.tensor(), turned, *bias)
-    bias_off: dict[str, Plain] = {} if n.has(2) else {"bias": False}
-    places = _weight_bias(n)
-    places["weight"] = Place(weight, axes=() if transposed else (1, 0))
-    made = call("nn.Linear", inner, outer, **bias_off, **typed(n.dtype(1)))
-    return n.layer(n.stem(), made, places)(n.tensor())
+    made = call("nn.Linear", inner, outer, **_no_bias(n), **typed(n.dtype(1)))
+    layer = n.layer(n.stem(), made, _weight_bias(n, () if transposed else (1, 0)))
+    if layer:
+        return layer(n.tensor())
+    turned = n.tensor(1) if transposed else tr.permute(n.tensor(1), (1, 0))
+    return call("F.linear", n.tensor(), turned, *_bias(n))
 
 
 def gather(n: Site) -> Code:
     """An embedding where a trained matrix is looked up by computed indices, else indexing."""
-    if n.weight(0) is None or n.rank(0) != 2 or n.axis(0) != 0 or not n.trains(0) or n.host(1) is not None:
+    if n.roles(0) != ["param"] or n.rank(0) != 2 or n.axis(0) != 0 or n.host(1) is not None:
         return tr.gather(n)
-    if n.shared(0):
-        return call("F.embedding", n.tensor(1), n.tensor(0))
     made = call("nn.Embedding", n.fixed(0, 0), n.fixed(0, 1), **typed(n.dtype(0)))
-    return n.layer(n.stem(0), made, {"weight": Place(n.value(0))})(n.tensor(1))
+    layer = n.layer(n.stem(0), made, {"weight": Place(n.value(0))})
+    return layer(n.tensor(1)) if layer else call("F.embedding", n.tensor(1), n.tensor(0))
 
 
 # ---- normalisation -----------------------------------------------------------------------------------
@@ -179,16 +181,16 @@ def batch_norm(n: Site) -> Code | list[Code | None]:
     epsilon, momentum = n.real("epsilon", 1e-5), round(1.0 - n.real("momentum", 0.9), 7)
     if n.integer("training_mode"):
         return _batch_norm_training(n, epsilon, n.real("momentum", 0.9))
-    weights = [n.weight(i) for i in range(1, 5)]
-    roles = [w.role if w is not None else "" for w in weights]
-    if roles != ["param", "param", "buffer", "buffer"] or n.shared(1, 2, 3, 4) or not 2 <= rank <= 5:
-        args = [n.tensor(i) for i in (3, 4, 1, 2)]
-        return call("F.batch_norm", n.tensor(), *args, eps=epsilon)
-    settings = without_defaults({"eps": epsilon, "momentum": momentum}, {"eps": 1e-5, "momentum": 0.1})
-    made = call(f"nn.BatchNorm{max(1, rank - 2)}d", channels, **settings, **typed(n.dtype(1)))
-    names = ("weight", "bias", "running_mean", "running_var")
-    places = {word: Place(n.value(i + 1)) for i, word in enumerate(names)}
-    return n.layer(n.stem(), made, places)(n.tensor())
+    layer = None
+    if 2 <= rank <= 5:
+        settings = without_defaults({"eps": epsilon, "momentum": momentum}, {"eps": 1e-5, "momentum": 0.1})
+        made = call(f"nn.BatchNorm{max(1, rank - 2)}d", channels, **settings, **typed(n.dtype(1)))
+        names = ("weight", "bias", "running_mean", "running_var")
+        places = {word: Place(n.value(i + 1)) for i, word in enumerate(names)}
+        layer = n.layer(n.stem(), made, places, buffers=names[2:])
+    if layer:
+        return layer(n.tensor())
+    return call("F.batch_norm", n.tensor(), *(n.tensor(i) for i in (3, 4, 1, 2)), eps=epsilon)
 
 
 def _batch_norm_training(n: Site, epsilon: float, momentum: float) -> list[Code | None]:
@@ -222,14 +224,14 @@ def layer_norm(n: Site) -> Code | list[Code | None]:
     fits = n.shape(1) == sizes and (not n.has(2) or n.shape(2) == sizes)
     if n.used(1) or n.used(2):
         return _layer_norm_parts(n, len(sizes), epsilon)
-    if fits and n.trains(1, 2) and not n.shared(1, 2):
-        settings = without_defaults({"eps": epsilon}, {"eps": 1e-5})
-        bias_off: dict[str, Plain] = {} if n.has(2) else {"bias": False}
-        made = call("nn.LayerNorm", shape, **settings, **bias_off, **typed(n.dtype(1)))
-        return n.layer(n.stem(), made, _weight_bias(n))(n.tensor())
     if fits:
-        rest = [n.tensor(1), *([n.tensor(2)] if n.has(2) else [])]
-        return call("F.layer_norm", n.tensor(), tuple(sizes), *rest, eps=epsilon)
+        settings = without_defaults({"eps": epsilon}, {"eps": 1e-5})
+        made = call("nn.LayerNorm", shape, **settings, **_no_bias(n), **typed(n.dtype(1)))
+        places = {"weight": Place(n.value(1)), **({"bias": Place(n.value(2))} if n.has(2) else {})}
+        layer = n.layer(n.stem(), made, places)
+        if layer:
+            return layer(n.tensor())
+        return call("F.layer_norm", n.tensor(), tuple(sizes), n.tensor(1), *_bias(n), eps=epsilon)
     out = call("F.layer_norm", n.tensor(), tuple(sizes), eps=epsilon) * n.tensor(1)
     return out + n.tensor(2) if n.has(2) else out
 
@@ -247,31 +249,33 @@ def _layer_norm_parts(n: Site, count: int, epsilon: float) -> list[Code | None]:
 def rms_norm(n: Site) -> Code:
     sizes, epsilon = _normalised(n), n.real("epsilon", 1e-5)
     shape: Plain = sizes[0] if len(sizes) == 1 else tuple(sizes)
-    if n.shape(1) == sizes and n.trains(1) and not n.shared(1):
-        made = call("nn.RMSNorm", shape, eps=epsilon, **typed(n.dtype(1)))
-        return n.layer(n.stem(), made, {"weight": Place(n.value(1))})(n.tensor())
+    made = call("nn.RMSNorm", shape, eps=epsilon, **typed(n.dtype(1)))
+    layer = n.layer(n.stem(), made, {"weight": Place(n.value(1))}) if n.shape(1) == sizes else None
+    if layer:
+        return layer(n.tensor())
     return call("F.rms_norm", n.tensor(), tuple(sizes), eps=epsilon) * n.tensor(1)
 
 
 def group_norm(n: Site) -> Code:
     groups, epsilon = n.integer("num_groups", 1), n.real("epsilon", 1e-5)
     channels = math.prod(n.fixed(1, axis) for axis in range(n.rank(1)))
-    flat = () if n.rank(1) == 1 else (channels,)
-    if n.trains(1, 2) and not n.shared(1, 2):
-        settings = without_defaults({"eps": epsilon}, {"eps": 1e-5})
-        made = call("nn.GroupNorm", groups, channels, **settings, **typed(n.dtype(1)))
-        places = {"weight": Place(n.value(1), shape=flat), "bias": Place(n.value(2), shape=flat)}
-        return n.layer(n.stem(), made, places)(n.tensor())
-    weight, bias = (n.tensor(i).method("flatten") if flat else n.tensor(i) for i in (1, 2))
+    settings = without_defaults({"eps": epsilon}, {"eps": 1e-5})
+    made = call("nn.GroupNorm", groups, channels, **settings, **typed(n.dtype(1)))
+    places = {"weight": Place(n.value(1), shape=_flat(n, 1)), "bias": Place(n.value(2), shape=_flat(n, 2))}
+    layer = n.layer(n.stem(), made, places)
+    if layer:
+        return layer(n.tensor())
+    weight, bias = (n.tensor(i).method("flatten") if _flat(n, i) else n.tensor(i) for i in (1, 2))
     return call("F.group_norm", n.tensor(), groups, weight, bias, eps=epsilon)
 
 
 def instance_norm(n: Site) -> Code:
     dims, epsilon = n.rank() - 2, n.real("epsilon", 1e-5)
-    if n.trains(1, 2) and not n.shared(1, 2) and 1 <= dims <= 3:
-        settings = without_defaults({"eps": epsilon}, {"eps": 1e-5})
-        made = call(f"nn.InstanceNorm{dims}d", n.fixed(1, 0), **settings, affine=True, **typed(n.dtype(1)))
-        return n.layer(n.stem(), made, _weight_bias(n))(n.tensor())
+    settings = without_defaults({"eps": epsilon}, {"eps": 1e-5})
+    made = call(f"nn.InstanceNorm{dims}d", n.fixed(1, 0), **settings, affine=True, **typed(n.dtype(1)))
+    layer = n.layer(n.stem(), made, _weight_bias(n)) if 1 <= dims <= 3 else None
+    if layer:
+        return layer(n.tensor())
     return call("F.instance_norm", n.tensor(), weight=n.tensor(1), bias=n.tensor(2), eps=epsilon)
 
 
@@ -310,7 +314,9 @@ def recurrent(n: Site) -> list[Code | None]:
     settings |= {} if n.has(3) else {"bias": False}
     settings |= {"batch_first": True} if first else {}
     made = call(f"nn.{kind}", n.fixed(1, 2), hidden, **settings, **typed(n.dtype(1)))
-    layer = n.layer(tr_stem(n), made, places)
+    layer = n.layer(recurrent_stem(n), made, places)
+    if layer is None:
+        return recurrent_helper(n)
     x = n.tensor().method("flip", 1 if first else 0) if backward else n.tensor()
     state = _state(n, kind, first)
     y, h, c = Var("outputs"), Var("hidden"), Var("cell")
@@ -323,7 +329,7 @@ def recurrent(n: Site) -> list[Code | None]:
     return [out, ends[0], ends[1] if kind == "LSTM" else None][: len(n.node.outputs)]
 
 
-def tr_stem(n: Site) -> str:
+def recurrent_stem(n: Site) -> str:
     """Recurrent weights are stacked under made-up names: the scope tells more."""
     from fusile.graph.tensors import scope
 
@@ -343,7 +349,7 @@ def _recurrent_places(n: Site, kind: str) -> dict[str, Place] | None:
     plain_form = (not acts or acts == normal or relu) and n.node.attributes.get("clip") is None
     plain_form &= not n.integer("input_forget") and not n.has(4) and not n.has(7)
     plain_form &= kind != "GRU" or bool(n.integer("linear_before_reset"))
-    if not plain_form or not n.trains(1, 2, 3) or n.shared(1, 2, 3):
+    if not plain_form:
         return None
     gates, rows = _GATES[kind], n.fixed(1, 1)
     order = gates if len(gates) > 1 else ()
@@ -425,7 +431,14 @@ def max_pool(n: Site) -> Code | list[Code | None]:
     if n.used(1):
         return _max_pool_indices(n, w, settings, x, padding)
     made = call(f"nn.MaxPool{w.dims}d", plain(w.kernel), **settings)
-    return n.layer(_pool_stem(n), made, {})(x)
+    return _stateless(n, made)(x)
+
+
+def _stateless(n: Site, made: Code) -> Code:
+    """A layer without weights, called after the module around the node."""
+    layer = n.layer(n.stem(99), made, {})
+    assert layer is not None
+    return layer
 
 
 def _max_pool_indices(
@@ -443,10 +456,6 @@ def _max_pool_indices(
     for axis in range(1, w.dims):
         area = area * n.dim(0, axis + 2)
     return [Name(y), Name(at) + offset * area]
-
-
-def _pool_stem(n: Site) -> str:
-    return n.stem(99)
 
 
 def average_pool(n: Site) -> Code:
@@ -468,7 +477,7 @@ def average_pool(n: Site) -> Code:
         {"stride": plain(w.kernel), "padding": 0, "ceil_mode": False, "count_include_pad": True},
     )
     made = call(f"nn.AvgPool{w.dims}d", plain(w.kernel), **settings)
-    return n.layer(_pool_stem(n), made, {})(n.tensor())
+    return _stateless(n, made)(n.tensor())
 
 
 def global_pool(kind: str) -> Row:
@@ -570,5 +579,3 @@ LAYERS: Mapping[str, Row] = {
     "Resize": resize,
 }
 """One row per operator that is a layer of PyTorch."""
-
-_ = (last, name, ir)

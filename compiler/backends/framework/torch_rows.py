@@ -31,7 +31,8 @@ DTYPES: Mapping[ir.DataType, str] = {
     ir.DataType.FLOAT8E4M3FN: "torch.float8_e4m3fn",
     ir.DataType.FLOAT8E5M2: "torch.float8_e5m2",
 }
-_UNLIMITED = 2**31 - 1
+_UNLIMITED = 10**9
+"""Ends of slices from here on mean `all`: exporters write 2^63 - 1, 2^31 - 1 and 10^9."""
 
 
 def dtype(kind: ir.DataType) -> Code:
@@ -78,6 +79,7 @@ def variadic(function: str, bound: str) -> Row:
 
     def row(n: Site) -> Code:
         numbers = [i for i in range(len(n.node.inputs)) if n.scalar(i) is not None]
+        neutral = float("-inf") if bound == "min" else float("inf")
         out: Code | None = None
         for i in (i for i in range(len(n.node.inputs)) if i not in numbers):
             out = n.tensor(i) if out is None else call(function, out, n.tensor(i))
@@ -85,6 +87,8 @@ def variadic(function: str, bound: str) -> Row:
             if out is None:
                 out = n.tensor(i)
             else:
+                if n.scalar(i) == neutral:
+                    continue
                 simple = len(n.value(i).shape or ()) <= max(len(v.shape or ()) for v in n.node.inputs if v)
                 out = out.method("clamp", **{bound: n.operand(i)}) if simple else call(function, out, n.tensor(i))
         assert out is not None
@@ -442,7 +446,9 @@ def slice_(n: Site) -> Code:
 
 def slice_item(n: Site, start: Scalar, stop: Scalar, step: int, axis: int) -> Plain | slice | None:
     """One axis of a slice as an index, or None where it takes everything."""
-    first, end = bound(n, start), bound(n, stop)
+    size = n.shape()[axis]
+    beyond = isinstance(size, int) and not isinstance(stop, ex.Expr) and stop >= size
+    first, end = bound(n, start), None if beyond else bound(n, stop)
     if step > 0:
         first = None if is_zero(start) else first
         if not isinstance(start, ex.Expr) and start <= -_UNLIMITED:

@@ -238,7 +238,7 @@ class FunctionPrinter:
                 case For(kind=Kind.JAM):
                     n = ix.number(s.axis.extent)
                     assert n is not None, f"the jam loop over {s.axis.name} needs a fixed extent"
-                    self.run(s.body, [Instance((*i.places, (s.axis, k)), i.mask) for k in range(n) for i in instances])
+                    self.run(s.body, [Instance((*i.places, (s.axis, k)), i.mask) for i in instances for k in range(n)])
                 case For(kind=Kind.VECTOR):
                     self._vector(s, instances)
                 case For():
@@ -544,12 +544,12 @@ class FunctionPrinter:
         """The address of an element: what varies, then the constant part as a displacement."""
         p = dict(ix.poly(address))
         offset = p.pop((), 0)
-        base = self.pointers[b]
+        base = self._base(b, i)
         t = scalars.memory_type(b.dtype)
         if p:
             rest = self.value(ix.expr(p), i)
             assert not rest.lanes
-            key = ("pointer", b, rest.text)
+            key = ("pointer", base, rest.text)
             found = self.memo.get(key)
             base = (found or self.memo.put(key, Value(self.emit(f"getelementptr inbounds {t}, ptr {base}, i64 {rest.text}"), I64))).text
         return self.emit(f"getelementptr inbounds {t}, ptr {base}, i64 {offset}") if offset else base
@@ -573,7 +573,7 @@ class FunctionPrinter:
 
     def _load(self, e: Load, i: Instance) -> Value:
         b: Buffer = e.source
-        if b in self.kept_axes:
+        if b in self.kept_axes and self._per_lane(b):
             return self._load_kept(b, e.index, i)
         mask = i.mask if i.mask is not None and not self._safe(e) else None
         address, stride = self._flat(b, e.index, i)
@@ -585,7 +585,7 @@ class FunctionPrinter:
             if mask is not None:
                 where = self.value(address, Instance(i.places))
                 where = self._pick(mask, where, Value("0", I64))
-                pointer = self.emit(f"getelementptr inbounds {t}, ptr {self.pointers[b]}, i64 {where.text}")
+                pointer = self.emit(f"getelementptr inbounds {t}, ptr {self._base(b, i)}, i64 {where.text}")
             else:
                 pointer = self._pointer(b, address, i)
             return self._from_memory(self.emit(f"load {t}, ptr {pointer}, align {self._align(b)}{note}"), b.dtype, 0)
@@ -603,7 +603,7 @@ class FunctionPrinter:
             address = address + self.vector
         where = self._same_lanes(self.value(address, Instance(i.places)), Value("0", I64, self.lanes))[0]
         t, vt = scalars.memory_type(b.dtype), self.sized(scalars.memory_type(b.dtype), self.lanes)
-        pointers = self.emit(f"getelementptr {t}, ptr {self.pointers[b]}, <{self.lanes} x i64> {where.text}")
+        pointers = self.emit(f"getelementptr {t}, ptr {self._base(b, i)}, <{self.lanes} x i64> {where.text}")
         full = self._full(mask)
         name = f"llvm.masked.gather.v{self.lanes}{scalars.letters(t)}.v{self.lanes}p0"
         m = f"<{self.lanes} x i1>"
@@ -640,30 +640,36 @@ class FunctionPrinter:
             return v.text
         return self.emit(f"zext {self.typed(v)} to {self.sized('i8', v.lanes)}")
 
-    def _kept_pointer(self, b: Buffer, index: tuple[Expr, ...], i: Instance) -> tuple[str, int]:
-        """The slot of a local buffer and the lanes of one access to it."""
-        own = self.kept_axes[b]
-        slot = self.kept[(b, tuple((a, k) for a, k in i.places if a in own))]
+    def _base(self, b: Buffer, i: Instance) -> str:
+        """Where a buffer begins, for one instance."""
+        own = self.kept_axes.get(b)
+        return self.pointers[b] if own is None else self.kept[(b, tuple((a, k) for a, k in i.places if a in own))]
+
+    def _per_lane(self, b: Buffer) -> bool:
+        """Whether every lane has a local buffer of its own."""
+        return self.kept_lanes[b] is not None
+
+    def _kept_pointer(self, b: Buffer, index: tuple[Expr, ...], i: Instance) -> str:
+        """The element of a per-lane local buffer: a vector with one value for each lane."""
         address, stride = self._flat(b, index, i)
-        inside = self.kept_lanes[b] is not None
-        lanes = self.lanes if (inside or stride == 1) else 0
-        assert stride is not None and not (inside and stride), f"the local buffer {b.name} is not read along the lanes in order"
-        where = self.value(address, Instance(i.places))
-        element = self.sized(scalars.memory_type(b.dtype), self.lanes if inside else 0)
-        return self.emit(f"getelementptr inbounds {element}, ptr {slot}, i64 {where.text}") if b.shape else slot, lanes
+        assert stride == 0, f"the place in the local buffer {b.name} differs between lanes"
+        if not b.shape:
+            return self._base(b, i)
+        element = self.sized(scalars.memory_type(b.dtype), self.lanes)
+        return self.emit(f"getelementptr inbounds {element}, ptr {self._base(b, i)}, i64 {self.value(address, Instance(i.places)).text}")
 
     def _load_kept(self, b: Buffer, index: tuple[Expr, ...], i: Instance) -> Value:
-        pointer, lanes = self._kept_pointer(b, index, i)
-        return self._from_memory(self.emit(f"load {self.sized(scalars.memory_type(b.dtype), lanes)}, ptr {pointer}, align {self._align(b)}"), b.dtype, lanes)
+        vt = self.sized(scalars.memory_type(b.dtype), self.lanes)
+        return self._from_memory(self.emit(f"load {vt}, ptr {self._kept_pointer(b, index, i)}, align {self._align(b)}"), b.dtype, self.lanes)
 
     def _store(self, s: Store, i: Instance) -> None:
         b = s.buffer
         v = self.value(s.value, i)
         note = ", !nontemporal !1" if s.stream else ""
-        if b in self.kept_axes:
-            pointer, lanes = self._kept_pointer(b, s.index, i)
-            v = self._same_lanes(v, Value("", BOOL, lanes))[0]
-            vt = self.sized(scalars.memory_type(b.dtype), lanes)
+        if b in self.kept_axes and self._per_lane(b):
+            pointer = self._kept_pointer(b, s.index, i)
+            v = self._same_lanes(v, Value("", BOOL, self.lanes))[0]
+            vt = self.sized(scalars.memory_type(b.dtype), self.lanes)
             if i.mask is not None and i.mask.lanes:
                 self._masked("store", vt, pointer, i.mask, b, self._to_memory(v))
             else:
@@ -690,7 +696,7 @@ class FunctionPrinter:
     def _scatter(self, b: Buffer, address: Expr, v: Value, i: Instance) -> None:
         where = self.value(address, Instance(i.places))
         t, vt, m = scalars.memory_type(b.dtype), self.sized(scalars.memory_type(b.dtype), self.lanes), f"<{self.lanes} x i1>"
-        pointers = self.emit(f"getelementptr {t}, ptr {self.pointers[b]}, <{self.lanes} x i64> {where.text}")
+        pointers = self.emit(f"getelementptr {t}, ptr {self._base(b, i)}, <{self.lanes} x i64> {where.text}")
         name = f"llvm.masked.scatter.v{self.lanes}{scalars.letters(t)}.v{self.lanes}p0"
         self.module.declare(f"declare void @{name}({vt}, <{self.lanes} x ptr>, i32, {m})")
         full = self._full(i.mask)
