@@ -15,8 +15,11 @@ CORE: frozenset[str] = frozenset(
 )
 """The operations that legalisation cannot express by others: every target prints them."""
 
-SIMPLE: frozenset[str] = CORE | {"neg", "abs", "min", "max", "floor", "ceil", "trunc", "round", "ne", "not", "rem"}
-"""CORE and what instruction sets have beside it."""
+SIMPLE: frozenset[str] = CORE | {"neg", "abs", "min", "max", "floor", "ceil", "trunc", "round", "ne", "not"}
+"""CORE and what instruction sets have beside it, for every type."""
+
+INTEGER_REM: frozenset[tuple[str, DType]] = frozenset(("rem", t) for t in MACHINE_TYPES if t.is_int)
+"""The remainder instruction. (Of floats, `rem` is a call or an expansion.)"""
 
 FUNCTIONS: frozenset[str] = frozenset(
     {"exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "tanh", "erf", "pow"}
@@ -33,7 +36,7 @@ class Capabilities:
 
     `computes`: the value types that arithmetic may have. Values of another type occur only as words in memory: they are
     loaded, stored, and viewed as bits. `operations`: the scalar operations printed for every type of `computes` on which
-    they make sense; `typed_operations`: further ones for one type alone (LIBM). `fma` and `ne`, say, need not be among
+    they make sense; `typed_operations`: further ones for one type alone (LIBM, INTEGER_REM). `fma` and `ne`, say, need not be among
     them; CORE must be. `storage_casts`: (from, to) conversions that involve a type outside `computes` and yet are one
     instruction, such as f32 <-> f16 with F16C. `saturating_casts`: float to integer prints with saturation and NaN as 0;
     without it such casts are guarded.
@@ -41,7 +44,7 @@ class Capabilities:
 
     computes: frozenset[DType] = MACHINE_TYPES
     operations: frozenset[str] = SIMPLE
-    typed_operations: frozenset[tuple[str, DType]] = LIBM
+    typed_operations: frozenset[tuple[str, DType]] = LIBM | INTEGER_REM
     has_fma: bool = False
     storage_casts: frozenset[tuple[DType, DType]] = frozenset()
     saturating_casts: bool = False

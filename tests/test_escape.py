@@ -30,7 +30,8 @@ def test_identifiers_are_valid_and_never_collide(given_names: list[str]) -> None
         assert re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", found)
         assert found.isidentifier() and not keyword.iskeyword(found) and not keyword.issoftkeyword(found)
         assert "__" not in found
-    assert made == list(map(identifier, given_names, [s := set()] * len(given_names)))
+    again: set[str] = set()
+    assert made == [identifier(name, again) for name in given_names]
 
 
 @given(st.from_regex(r"[A-Za-z][a-z0-9]{0,10}", fullmatch=True))

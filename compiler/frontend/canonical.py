@@ -19,6 +19,8 @@ from fusile.frontend.rules import CANONICAL_OPSET, Rule, Site, add_initializer, 
 from fusile.frontend.types import declare_missing
 
 _ML = "ai.onnx.ml"
+_IR_VERSION = 10  # older files must list their initialisers among the inputs
+
 # Operators whose rules look at ranks or types, and the version from which they no longer apply.
 _NEED_RANKS = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), 13),
@@ -61,6 +63,7 @@ def canonicalise(model: ir.Model) -> None:
     for graph in all_graphs(model):
         graph.opset_imports.clear()
     model.graph.opset_imports.update(imports)
+    model.ir_version = max(model.ir_version, _IR_VERSION)
     settle_names(model)
     sort_nodes(model.graph)
 

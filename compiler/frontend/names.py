@@ -94,10 +94,8 @@ def _settle_nodes(model: ir.Model) -> None:
     counts: Counter[str] = Counter()
     for graph in all_graphs(model):
         for node in graph:
-            # What is made from nothing is told by what it makes.
-            name = wanted = (
-                node.name or f"{node.op_type}_{node.outputs[0].name or ''}" if node.outputs else "node"
-            )
+            made = node.outputs[0].name if node.outputs else ""
+            name = wanted = node.name or (f"{node.op_type}_{made}" if made else node.op_type)
             while name in taken:
                 counts[wanted] += 1
                 name = f"{wanted}_{counts[wanted]}"

@@ -175,7 +175,7 @@ def power(x: Expr, y: Expr, has_fma: bool) -> Expr:
     e, f = _split(size)
     wide = cast(f, F64)
     logarithm = _fma(wide, _polynomial(wide, LOG2), cast(e, F64))
-    logarithm = select(eq(size, 0.0), const(-INF, F64), select(eq(size, INF), const(INF, F64), logarithm))
+    logarithm = select(eq(size, 0.0), const(-INF, F64), select(size < INF, logarithm, cast(size, F64)))
     # Finite, so that 1^y is 1; beyond 2^100 every power of another number is 0 or infinite already.
     finite = minimum(maximum(y, f32(-(2.0**100))), f32(2.0**100))
     p = minimum(maximum(cast(finite, F64) * logarithm, const(-200.0, F64)), const(200.0, F64))

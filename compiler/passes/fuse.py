@@ -151,8 +151,8 @@ class _Grouper:
         axes = group.domain[first]
         if group.heavy:
             return "it needs more than one point of a tiled contraction"
-        if access.is_window(stage):
-            return "it slides a window over what it reads"
+        if any(isinstance(s, Compute) and access.is_window(s) for s in (*group.stages, stage)):
+            return "a sliding window is tiled over all its points"
         kept = [a for q, a in enumerate(axes) if q not in lost]
         points = ix.number(ix.product(a.extent for a in kept))
         private = ix.number(ix.product(axes[q].extent for q in lost))

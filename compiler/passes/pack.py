@@ -50,7 +50,7 @@ def pack(program: Program, registers: Registers, log: Log) -> Program:
             continue
         c = oriented(s)
         if c is None:
-            out.append(s)
+            out.extend(_lane_innermost(s, packed))
             continue
         last = next(a for a in reversed(s.axes) if ix.number(a.extent) != 1)
         if c.right.source.data is not None or access.stride(c.right, last) != 1:
@@ -88,6 +88,30 @@ def _packed(s: Compute, c: access.Contraction, last: Axis, registers: Registers,
     body = reduce_over("sum", tuple(order), apply("mul", c.left, read))
     stages.append(Compute(s.out, s.axes, body, s.origin, s.op))
     return stages
+
+
+def _lane_innermost(s: Compute, done: dict[tuple[object, ...], Tensor]) -> list[Stage]:
+    """Weights of other reductions with the axis along which the result is contiguous as their innermost dimension."""
+    r = s.reduction
+    last = next((a for a in reversed(s.axes) if ix.number(a.extent) != 1), None)
+    if r is None or last is None:
+        return [s]
+    stages: list[Stage] = []
+    replaced: dict[Expr, Expr] = {}
+    for x in access.reads(r.body):
+        if x.source.data is None or access.stride(x, last) in (0, 1, None):
+            continue
+        order = [a for a in (*s.axes, *r.axes) if a is not last and a in free(x)]
+        key = (x.source, 0, *_shape_key(x, (*order, last)))
+        if key not in done:
+            fresh = {a: axis(a.name, a.extent) for a in (*order, last)}
+            moved = Tensor(f"{x.source.name}_lanes", x.dtype, tuple(a.extent for a in fresh))
+            moved.stage = Compute(moved, tuple(fresh.values()), substitute(x, fresh), s.origin, s.op)
+            stages.append(moved.stage)
+            done[key] = moved
+        replaced[x] = load(done[key], (*order, last))
+    body = reduce_over(r.kind, r.axes, substitute(r.body, replaced)) if replaced else r
+    return [*stages, Compute(s.out, s.axes, body, s.origin, s.op)]
 
 
 def _shape_key(x: Load, axes: Sequence[Axis]) -> list[object]:

@@ -65,7 +65,7 @@ def _coordinates(plan: Plan, old: int, new: int, scale: float, region: tuple[flo
         case "half_pixel":
             return (i + 0.5) / scale - 0.5
         case "pytorch_half_pixel":
-            return (i + 0.5) / scale - 0.5 if width > 1 else np.zeros(new)
+            return (i + 0.5) / scale - 0.5 if new > 1 else np.zeros(new)
         case "align_corners":
             return i * (old - 1) / (width - 1) if width > 1 else np.zeros(new)
         case "half_pixel_symmetric":
@@ -97,7 +97,7 @@ def _coordinate(plan: Plan, axis: Axis, i: Expr) -> Expr:
         case "half_pixel":
             return (at + 0.5) / scale - 0.5
         case "pytorch_half_pixel":
-            return select(const(1.0, F32) < width, (at + 0.5) / scale - 0.5, const(0, F32))
+            return select(const(1) < axis.new, (at + 0.5) / scale - 0.5, const(0, F32))
         case "align_corners":
             return select(const(1.0, F32) < width, at * (old - 1.0) / (width - 1.0), const(0, F32))
         case "half_pixel_symmetric":

@@ -19,7 +19,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Case:
-    """One node: its inputs (None where absent) and attributes. Those in `fixed` are constants of the model."""
+    """One node: its inputs (None where absent), attributes; those in `fixed` are its constants."""
 
     name: str
     op: str

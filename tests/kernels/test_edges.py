@@ -1,4 +1,4 @@
-"""Operators at their edges, against onnxruntime: with fixed sizes, and with those of the first input as symbols."""
+"""Operators at their edges, against onnxruntime: with fixed sizes, and with symbols for the first input's."""
 
 from __future__ import annotations
 

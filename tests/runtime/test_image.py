@@ -1,4 +1,4 @@
-"""Images: files are checked before they are loaded, memory is never writable and executable, unloading unloads."""
+"""Images: files are checked, memory is never writable and executable, unloading unloads."""
 
 from __future__ import annotations
 

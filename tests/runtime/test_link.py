@@ -1,10 +1,13 @@
-"""The linker: images run on this machine, and for the other one each patched instruction says what it should."""
+"""The linker: images run, and for AArch64 each patched instruction says what it should."""
 
 from __future__ import annotations
 
 import ctypes
+import shutil
 import struct
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -135,7 +138,15 @@ def test_linking_is_deterministic() -> None:
     assert link_image(objects) == link_image(objects)
 
 
-WEAK = "define weak hidden i64 @pick() {\n  ret i64 1\n}\ndefine hidden i64 @ask() {\n  %x = call i64 @pick()\n  ret i64 %x\n}\n"
+WEAK = """
+define weak hidden i64 @pick() {
+  ret i64 1
+}
+define hidden i64 @ask() {
+  %x = call i64 @pick()
+  ret i64 %x
+}
+"""
 STRONG = "define hidden i64 @pick() {\n  ret i64 2\n}\n"
 
 
@@ -168,7 +179,8 @@ REFUSED = {
         "no writable globals",
     ),
     "thread": (
-        "@state = hidden thread_local global i64 1\ndefine i64 @f() {\n  %x = load i64, ptr @state\n  ret i64 %x\n}\n",
+        "@state = hidden thread_local global i64 1\n"
+        "define i64 @f() {\n  %x = load i64, ptr @state\n  ret i64 %x\n}\n",
         "no thread-local",
     ),
     "address": (
@@ -203,7 +215,8 @@ def test_foreign_files_are_refused() -> None:
 
 
 def test_a_missing_outside_function_is_named_at_loading() -> None:
-    text = "declare void @no_such_function_anywhere()\ndefine void @f() {\n  call void @no_such_function_anywhere()\n  ret void\n}\n"
+    text = "declare void @no_such_function_anywhere()\n"
+    text += "define void @f() {\n  call void @no_such_function_anywhere()\n  ret void\n}\n"
     with pytest.raises(Exception, match="'no_such_function_anywhere'"):
         load_image(link_image(named([text], host())))
 
@@ -248,7 +261,6 @@ def test_aarch64_instructions_refer_to_what_they_should(level: int) -> None:
     objects = named([MAIN, HELPER, support_text(ARM)], ARM, level)
     data = link_image(objects)
     layout, memory = read_layout(data), memory_of(data)
-    # Single-object images tell nothing about addresses, so the sections' places are found by their contents' symbols.
     seen = set()
     for name, raw in objects:
         obj = read_object(name, raw)
@@ -311,7 +323,7 @@ def test_aarch64_stubs_jump_through_their_slots() -> None:
     assert slot == layout.slots_at + 8 * outside["cos"]
 
 
-# Encodings worked out by hand from the architecture manual: instruction before, place, address, instruction after.
+# Encodings by hand from the architecture manual: instruction before, place, address, instruction after.
 @pytest.mark.parametrize(
     ("kind", "before", "place", "address", "after"),
     [
@@ -353,6 +365,63 @@ def test_aarch64_encodings(kind: int, before: int, place: int, address: int, aft
 def test_what_does_not_fit_is_refused(machine: int, kind: int, address: int) -> None:
     with pytest.raises(relocations.RangeError):
         relocations.KINDS[machine][kind].patch(bytearray(8), 0, address, 0)
+
+
+LOADER = """
+#include <dlfcn.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+static const char *outside[] = {%(outside)s};
+static const uint64_t inside[] = {%(inside)s};
+int main(int count, char **words) {
+    FILE *file = fopen(words[1], "rb");
+    char *base = mmap(0, %(bytes)d, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    size_t length = fread(base, 1, %(bytes)d, file);
+    for (int i = 0; i < %(slots)d; ++i) {
+        void *address = *outside[i] ? dlsym(RTLD_DEFAULT, outside[i]) : base + inside[i];
+        memcpy(base + %(slots_at)d + 8 * i, &address, 8);
+    }
+    __builtin___clear_cache(base, base + length);
+    int64_t (*twice)(int64_t) = (void *)(base + %(twice_helped)d);
+    int64_t (*chosen)(int64_t) = (void *)(base + %(chosen)d);
+    double (*cosine)(double) = (void *)(base + %(cosine)d);
+    void *(*inner)(void) = (void *)(base + %(address_of_inside)d);
+    printf("%%d %%.1f %%d", (int)twice(40), cosine(0), inner() == base + %(visible)d);
+    for (int i = 0; i < 6; ++i)
+        printf(" %%d", (int)chosen(i));
+    return (int)(0 * (count + fabs(cos(count))));
+}
+"""
+
+
+@pytest.mark.skipif(
+    shutil.which("aarch64-linux-gnu-gcc") is None or shutil.which("qemu-aarch64") is None,
+    reason="needs a cross compiler and an emulator",
+)
+@pytest.mark.parametrize("level", [0, 3])
+def test_an_aarch64_image_runs_in_an_emulator(level: int, tmp_path: Path) -> None:
+    data = link_image(named([MAIN, HELPER], ARM, level))
+    layout = read_layout(data)
+    (tmp_path / "memory").write_bytes(memory_of(data))
+    text = LOADER % (
+        layout.symbols
+        | {
+            "outside": ", ".join(f'"{slot.outside}"' for slot in layout.slots),
+            "inside": ", ".join(str(slot.inside) for slot in layout.slots),
+            "bytes": layout.memory_bytes,
+            "slots": len(layout.slots),
+            "slots_at": layout.slots_at,
+        }
+    )
+    (tmp_path / "loader.c").write_text(text)
+    compiler = ["aarch64-linux-gnu-gcc", "-D_GNU_SOURCE", "-O0", "loader.c", "-lm", "-o", "loader"]
+    subprocess.run(compiler, cwd=tmp_path, check=True)
+    emulator = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "./loader", "memory"]
+    done = subprocess.run(emulator, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "42 1.0 1 11 20 32 103 50 -1", done.stderr
 
 
 @pytest.mark.parametrize("target", [X86, ARM], ids=["x86-64", "aarch64"])

@@ -1,4 +1,4 @@
-"""Native modules as files: called from C under valgrind, from Python with numpy alone, and whole or not there."""
+"""Native modules as files: from C under valgrind, from Python with numpy alone, whole or not there."""
 
 from __future__ import annotations
 
@@ -318,8 +318,8 @@ def test_a_bare_ld_will_do(write: Any) -> None:
 
 @pytest.mark.parametrize(
     ("program", "driver"),
-    [("ld", False), ("ld.lld", False), ("aarch64-linux-gnu-ld", False), ("ld.gold-2.40", False), ("mold", False),
-     ("gcc-12", True), ("clang", True), ("my-build", True)],
+    [("ld", False), ("ld.lld", False), ("aarch64-linux-gnu-ld", False), ("ld.gold-2.40", False),
+     ("mold", False), ("gcc-12", True), ("clang", True), ("my-build", True)],
 )  # fmt: skip
 def test_drivers_are_told_from_bare_linkers_by_name(
     program: str, driver: bool, monkeypatch: pytest.MonkeyPatch

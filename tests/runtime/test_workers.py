@@ -1,4 +1,4 @@
-"""Compile workers: objects come back in order, a crash of LLVM is an error and no more, nobody stays behind."""
+"""Compile workers: objects in order, a crash of LLVM is an error and no more, nobody stays behind."""
 
 from __future__ import annotations
 

@@ -136,6 +136,9 @@ class Printer:
         self.body = Body(tuple(self.arguments), self.framework.reserved)
 
     def _node(self, node: ir.Node) -> None:
+        if node.op_type == "Arrange" and node.domain == "fusile":
+            self._known[node.outputs[0]] = self._arranged(node)
+            return
         known = [self.host(value) for value in node.inputs]
         arrays = self._shape(node) if node.op_type == "Shape" else ht.evaluate(node, known)
         if arrays is not None:
@@ -172,6 +175,16 @@ class Printer:
         sizes = sizes[start.as_int() if start else 0 : end.as_int() if end else None]
         return [ht.array(sizes, ir.DataType.INT64, (len(sizes),))]
 
+    def _arranged(self, node: ir.Node) -> Code | HostArray:
+        """A constant that the layout pass brought to another rank and order: done once, on loading."""
+        value = node.inputs[0]
+        assert value is not None
+        perm, shape = node.attributes["perm"].as_ints(), tuple(node.attributes["shape"].as_ints())
+        array = self.host(value)
+        if array is not None:
+            return HostArray(array.elements.transpose(perm).reshape(shape), array.dtype)
+        return self.parameter(value, Place(value, tuple(perm), shape=shape))
+
     # ---- values ----------------------------------------------------------------------------------
 
     def host(self, value: ir.Value | None) -> HostArray | None:
@@ -204,29 +217,37 @@ class Printer:
             f"the input {value.name!r} is a constant of type {value.dtype} that the framework cannot hold"
         )
 
-    def parameter(self, value: ir.Value) -> Code:
-        """A weight in the initialiser's own layout: a tensor of the module, or that of the layer that owns it."""
+    def parameter(self, value: ir.Value, wanted: Place | None = None) -> Code:
+        """A weight in the initialiser's own form, or in the wanted one: a tensor of the module, or of a layer."""
         weight = self.weights[str(value.name)]
-        owner = self._owners.get(weight.initializer)
         held = value.const_value
         assert held is not None
-        if owner is not None:
-            made, place = owner
-            if place.part or place.gates or place.halves:
-                raise Refusal("the weight is shared with a layer that keeps it in another form")
-            if place.shape:
-                made = self.framework.reshape(made, tuple(int(n) for n in held.shape.numpy()))
-            return self.framework.permute(made, _inverse(place.axes)) if place.axes else made
+        own = tuple(int(n) for n in held.shape.numpy())
+        wanted = Place(value) if wanted is None else wanted
+        if weight.initializer not in self._owners:
+            self._own(value, weight, wanted, own)
+        made, place = self._owners[weight.initializer]
+        if place == wanted:
+            return made
+        if place.part or place.gates or place.halves:
+            raise Refusal("the weight is shared with a layer that keeps it in another form")
+        if place.shape:
+            made = self.framework.reshape(made, tuple(own[axis] for axis in place.axes) or own)
+        made = self.framework.permute(made, _inverse(place.axes)) if place.axes else made
+        made = self.framework.permute(made, wanted.axes) if wanted.axes else made
+        return self.framework.reshape(made, wanted.shape) if wanted.shape else made
+
+    def _own(self, value: ir.Value, weight: Weight, place: Place, own: tuple[int, ...]) -> None:
+        """Make a weight a tensor of the module."""
         attribute = self.attribute(weight.name.removesuffix(tn.FOLDED))
-        shape = tuple(int(n) for n in held.shape.numpy())
+        shape = place.shape or tuple(own[axis] for axis in place.axes) or own
+        held = value.const_value
+        assert held is not None
         self.layers.append(self.framework.parameter(self, attribute, weight, shape, held.dtype))
-        place = Place(value)
-        if weight.perm is not None and len(weight.perm) != len(shape):
-            place = Place(value, shape=shape)
-        self.tensors[attribute] = (weight, place)
-        made = name(f"self.{attribute}")
-        self._owners[weight.initializer] = (made, place)
-        return made
+        dropped = weight.perm is not None and len(weight.perm) != len(own)
+        stored = Place(value, place.axes, shape=place.shape or (own if dropped else ()))
+        self.tensors[attribute] = (weight, stored)
+        self._owners[weight.initializer] = (name(f"self.{attribute}"), place)
 
     def layer(
         self, stem: str, constructor: Code, tensors: Mapping[str, Place], build: Plain | None = None
@@ -434,6 +455,15 @@ class Site:
 
     def shape(self, index: int = 0) -> list[Size]:
         return [self.printer.dim(self.value(index), axis) for axis in range(self.rank(index))]
+
+    @property
+    def channels_last(self) -> bool:
+        return bool(self.integer("channels_last"))
+
+    def onnx_shape(self, index: int = 0) -> list[Size]:
+        """The sizes of an input in ONNX's order of axes."""
+        sizes = self.shape(index)
+        return [sizes[0], sizes[-1], *sizes[1:-1]] if self.channels_last else sizes
 
     def fixed(self, index: int, axis: int) -> int:
         """A size that must be a number."""

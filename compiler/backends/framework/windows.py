@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from fusile.backends.framework.common import Printer, Site
 from fusile.backends.framework.host import Scalar
-from fusile.backends.framework.source import Plain, short_float
+from fusile.backends.framework.source import Plain, call, short_float
 from fusile.ir import expr as ex
 
 
@@ -48,10 +48,9 @@ def window(n: Site) -> Window:
 def _same_pads(n: Site, kernel: list[int], strides: list[int], dilations: list[int], auto: str) -> list[int] | None:
     if n.node.op_type == "ConvTranspose":
         return None
-    first = 1 if n.integer("channels_last") else 2
-    totals = []
+    sizes, totals = n.onnx_shape(), []
     for axis, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True)):
-        size = n.shape()[axis + first]
+        size = sizes[axis + 2]
         reach = (k - 1) * d + 1
         if s == 1:
             totals.append(reach - 1)
@@ -106,7 +105,7 @@ def resize_plan(n: Site) -> ResizePlan:
         n.refuse("the scales or sizes of a resize are computed when the model runs")
     if n.string("keep_aspect_ratio_policy", "stretch") != "stretch":
         n.refuse("a resize that keeps the aspect ratio")
-    shape = n.shape()
+    shape = n.onnx_shape()
     if scales:
         kept = [i for i, s in enumerate(scales) if s != 1.0]
     else:
@@ -162,13 +161,13 @@ def axis_options(n: Site, plan: ResizePlan, position: int) -> tuple[Plain, dict[
         assert plan.sizes is not None
         return n.size(plan.sizes[position]), options
     scale = plan.scales[position]
-    size = n.shape()[axis]
+    size = n.onnx_shape()[axis]
     options["scale"] = scale
     if isinstance(size, int):
         return int(np.floor(size * scale)), options
     if scale == int(scale):
         return n.size(size * int(scale)), options
-    return n.int_of(n.size(size) * scale), options
+    return call("int", n.size(size) * scale), options
 
 
 def is_zero_state(printer: Printer, value: ir.Value | None, depth: int = 8) -> bool:

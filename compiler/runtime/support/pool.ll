@@ -80,10 +80,11 @@ define internal void @fusile_pool_begin(ptr %pool) nounwind {
 
 ; To be called before a run's first loop: after a fork the child has the pool's memory but none of its
 ; threads, so it begins anew. Several threads of a child may come here at once: one changes the process id to
-; -1, begins anew and then writes the new id.
+; the negative of theirs, begins anew and then writes the id.
 define hidden void @fusile_pool_enter(ptr %pool) nounwind {
 entry:
   %pid = call i32 @getpid()
+  %beginning = sub i32 0, %pid
   br label %look
 
 look:
@@ -92,11 +93,11 @@ look:
   br i1 %ours, label %done, label %foreign
 
 foreign:
-  %busy = icmp eq i32 %owner, -1
+  %busy = icmp eq i32 %owner, %beginning
   br i1 %busy, label %again, label %claim
 
 claim:
-  %exchange = cmpxchg ptr %pool, i32 %owner, i32 -1 acquire monotonic
+  %exchange = cmpxchg ptr %pool, i32 %owner, i32 %beginning acquire monotonic
   %won = extractvalue { i32, i1 } %exchange, 1
   br i1 %won, label %anew, label %again
 

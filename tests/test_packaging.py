@@ -1,0 +1,26 @@
+"""What pyproject.toml says about the package is what the folders hold."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {"fusile": "compiler", "fusile.kernels": "kernels", "fusile.templates": "templates"}
+
+
+def test_every_package_is_listed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert listed["package-dir"] == FOLDERS
+    found = set()
+    for name, folder in FOLDERS.items():
+        for path in (ROOT / folder).rglob("__init__.py"):
+            inner = path.parent.relative_to(ROOT / folder).parts
+            found.add(".".join((name, *inner)))
+    assert sorted(listed["packages"]) == sorted(found)
+
+
+def test_all_code_is_in_packages() -> None:
+    for folder in FOLDERS.values():
+        for path in (ROOT / folder).rglob("*.py"):
+            assert (path.parent / "__init__.py").exists(), f"{path} is in no package"
