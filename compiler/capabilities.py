@@ -11,7 +11,24 @@ MACHINE_TYPES: frozenset[DType] = frozenset({BOOL, I8, I16, I32, I64, U8, U16, U
 """The value types that every present target computes in."""
 
 CORE: frozenset[str] = frozenset(
-    {"add", "sub", "mul", "div", "sqrt", "lt", "le", "eq", "and", "or", "xor", "shl", "shr", "select", "cast", "bitcast"}
+    {
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "sqrt",
+        "lt",
+        "le",
+        "eq",
+        "and",
+        "or",
+        "xor",
+        "shl",
+        "shr",
+        "select",
+        "cast",
+        "bitcast",
+    }
 )
 """The operations that legalisation cannot express by others: every target prints them."""
 
@@ -34,12 +51,13 @@ LIBM: frozenset[tuple[str, DType]] = frozenset((name, F64) for name in FUNCTIONS
 class Capabilities:
     """What a kernel backend computes in and prints.
 
-    `computes`: the value types that arithmetic may have. Values of another type occur only as words in memory: they are
-    loaded, stored, and viewed as bits. `operations`: the scalar operations printed for every type of `computes` on which
-    they make sense; `typed_operations`: further ones for one type alone (LIBM, INTEGER_REM). `fma` and `ne`, say, need not be among
-    them; CORE must be. `storage_casts`: (from, to) conversions that involve a type outside `computes` and yet are one
-    instruction, such as f32 <-> f16 with F16C. `saturating_casts`: float to integer prints with saturation and NaN as 0;
-    without it such casts are guarded.
+    `computes`: the value types that arithmetic may have. Values of another type occur only as words in
+    memory: they are loaded, stored, and viewed as bits. `operations`: the scalar operations printed for every
+    type of `computes` on which they make sense; `typed_operations`: further ones for one type alone (LIBM,
+    INTEGER_REM). `fma` and `ne`, say, need not be among them; CORE must be. `storage_casts`: (from, to)
+    conversions that involve a type outside `computes` and yet are one instruction, such as f32 <-> f16 with
+    F16C. `saturating_casts`: float to integer prints with saturation and NaN as 0; without it such casts are
+    guarded.
     """
 
     computes: frozenset[DType] = MACHINE_TYPES

@@ -139,6 +139,11 @@ def topk_attribute(site: Site) -> None:
     site.drop("k")
 
 
+def tile_at_axis(site: Site) -> None:
+    """Tile(x, tiles, axis) repeated along one axis, which was an input."""
+    site.unsupported("its axis is an input", "Export the model with opset 6 or newer")
+
+
 def dft_axis(site: Site) -> None:
     """DFT(x, axis=1) is DFT(x, length, 1); its default is another since."""
     site.set_input(2, site.constant(np.array(site.get_int("axis", 1), np.int64), "axis"))
@@ -259,6 +264,7 @@ RULES: tuple[Rule, ...] = (
     Rule("ReduceSum", 13, ints_to_input("axes")),
     *(Rule(f"Reduce{name}", 18, ints_to_input("axes")) for name in _REDUCTIONS),
     Rule("TopK", 10, topk_attribute),
+    Rule("Tile", 6, tile_at_axis),
     Rule("DFT", 20, dft_axis),
     Rule("Scatter", EVER, renamed("ScatterElements")),
     Rule("GridSample", 20, grid_sample_mode),

@@ -103,12 +103,31 @@ def _recombined(p: Mapping[Monomial, int]) -> Mapping[Monomial, int]:
             x, d = atom.args
             rest = list(monomial)
             rest.remove(atom)
-            quotient = poly(_divide("floordiv", x, d))
-            wanted = multiply({tuple(rest): c}, multiply(quotient, poly(d)))
-            if wanted and all(p.get(m) == k for m, k in wanted.items()):
+            wanted = _wanted(p, tuple(rest), c, x, d)
+            if wanted is not None:
                 out = add(add(p, wanted, -1), {monomial: c}, -1)
                 return _recombined(add(out, multiply({tuple(rest): c}, poly(x))))
     return p
+
+
+def _wanted(p: Mapping[Monomial, int], rest: Monomial, c: int, x: Expr, d: Expr) -> Poly | None:
+    """The terms of p that are rest * c * d * (x // d), in whichever of its forms they stand there."""
+    quotient = poly(_divide("floordiv", x, d))
+    wanted = multiply({rest: c}, multiply(quotient, poly(d)))
+    if wanted and all(p.get(m) == k for m, k in wanted.items()):
+        return wanted
+    beside = multiply({rest: c}, poly(d))
+    for monomial, k in p.items():
+        for atom in monomial:
+            if not (isinstance(atom, Apply) and atom.op == "floordiv"):
+                continue
+            others = list(monomial)
+            others.remove(atom)
+            factor, left = split(poly(atom.args[1]), poly(d))
+            # y // (g d) is (y // g) // d, and y // g may be written as x is.
+            if beside == {tuple(others): k} and factor and not left and _divide("floordiv", atom.args[0], expr(factor)) is x:
+                return {monomial: k}
+    return None
 
 
 def arithmetic(op: str, args: tuple[Expr, ...]) -> Expr:

@@ -19,11 +19,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Union
+from typing import TYPE_CHECKING, Union
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Dim, Expr, Load, as_expr, free, nodes, substitute
 from fusile.ir.types import DType
+
+if TYPE_CHECKING:
+    from fusile.ir.names import Names
 
 
 class Kind(enum.Enum):
@@ -225,35 +228,56 @@ def dims_of(body: Iterable[Stmt], buffers: Iterable[Buffer]) -> tuple[Dim, ...]:
     return tuple(sorted((d for d in found if isinstance(d, Dim)), key=lambda d: d.name))
 
 
-# ---- text ------------------------------------------------------------------------------------------------------------------------
+# ---- text ------------------------------------------------------------------------------------------------------------
 
 
 def kernel_text(k: Kernel) -> str:
-    """The text form of a kernel."""
-    params = ", ".join(f"{'' if b.constant else ''}{b!r}" for b in k.params)
-    dims = f"; {', '.join(d.name for d in k.dims)}" if k.dims else ""
+    """The text form of a kernel. Names are unique where they are seen together."""
+    from fusile.ir.names import Names, comment
+
+    names = Names()
+    for d in k.dims:
+        names.of(d)
+    params = ", ".join(_buffer_text(b, names) for b in k.params)
+    dims = f"; {', '.join(names.of(d) for d in k.dims)}" if k.dims else ""
     lines = [f"kernel {k.name}({params}{dims}):"]
     if k.origins:
-        lines.append(f"  # computes {', '.join(k.origins)}")
+        lines.append(f"  # computes {', '.join(map(comment, k.origins))}")
     if k.schedule:
-        lines.append(f"  # schedule {'; '.join(k.schedule)}")
-
-    def visit(body: Iterable[Stmt], indent: str) -> None:
-        for s in body:
-            match s:
-                case For():
-                    lines.append(f"{indent}{s.kind.value} {s.axis.name} in {s.axis.extent!r}:")
-                    visit(s.body, indent + "  ")
-                case If():
-                    lines.append(f"{indent}if {s.condition!r}:")
-                    visit(s.body, indent + "  ")
-                case Alloc():
-                    lines.append(f"{indent}{s.buffer.scope} {s.buffer!r}")
-                case Store():
-                    arrow = "=" if not s.stream else "=stream="
-                    lines.append(
-                        f"{indent}{s.buffer.name}[{', '.join(map(repr, s.index))}] {arrow} {s.value!r}"
-                    )
-
-    visit(k.body, "  ")
+        lines.append(f"  # schedule {comment('; '.join(k.schedule))}")
+    _body_text(k.body, "  ", names, lines)
     return "\n".join(lines) + "\n"
+
+
+def _buffer_text(b: Buffer, names: Names) -> str:
+    from fusile.ir.names import expr_text
+
+    constant = "constant " if b.constant else ""
+    return f"{constant}{names.of(b)}: {b.dtype}[{', '.join(expr_text(n, names) for n in b.shape)}]"
+
+
+def _body_text(body: Iterable[Stmt], indent: str, outer: Names, lines: list[str]) -> None:
+    """Statements line by line; what they declare has its name up to the end of the list."""
+    from fusile.ir.names import expr_parts, expr_text
+
+    names = outer.inside()
+
+    def line(head: str, e: Expr, tail: str = "") -> None:
+        text, shared = expr_parts(e, names)
+        lines.append(f"{indent}{head}{text}{tail}")
+        lines.extend(f"{indent}    where {x}" for x in shared)
+
+    for s in body:
+        match s:
+            case For():
+                inner = names.inside()
+                line(f"{s.kind.value} {inner.of(s.axis)} in ", s.axis.extent, ":")
+                _body_text(s.body, indent + "  ", inner, lines)
+            case If():
+                line("if ", s.condition, ":")
+                _body_text(s.body, indent + "  ", names, lines)
+            case Alloc():
+                lines.append(f"{indent}{s.buffer.scope} {_buffer_text(s.buffer, names)}")
+            case Store():
+                index = ", ".join(expr_text(i, names) for i in s.index)
+                line(f"{names.of(s.buffer)}[{index}] {'=stream=' if s.stream else '='} ", s.value)

@@ -9,13 +9,15 @@ Memory is said per tensor by a Place: an input, an output, packed weights, the a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Union
 
-from fusile.ir.expr import Dim, Expr, as_expr
+from fusile.ir.expr import Const, Dim, Expr, as_expr
 from fusile.ir.loops import Buffer, Kernel, kernel_text
+from fusile.ir.names import Names, comment, expr_text, plain
 from fusile.ir.tensor import Tensor
+from fusile.ir.text import tensor_text
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -94,37 +96,54 @@ class Plan:
         return list(dict.fromkeys(v.kernel for p in self.prepare for c in p.calls for v in c.variants))
 
 
-def place_text(p: Place) -> str:
-    return f"{p.kind}{p.number if p.kind in ('input', 'output', 'temp') else ''}+{p.offset!r}"
+def place_text(p: Place, slots: Mapping[Expr, str] | None = None) -> str:
+    """Where a tensor lies: `arena+64`, `input0+0`; offsets that are no numbers are named by `slots`."""
+    number = p.number if p.kind in ("input", "output", "temp") else ""
+    return f"{p.kind}{number}+{(slots or {}).get(p.offset) or expr_text(p.offset)}"
 
 
 def plan_text(plan: Plan, with_kernels: bool = False) -> str:
     """The text form of a plan."""
-    lines = [f"plan {plan.name}({', '.join(d.name for d in plan.symbols)}): arena {plan.arena!r} bytes, weights {plan.weights_bytes} bytes"]
+    names = Names()
+    symbols = ", ".join(names.of(d) for d in plan.symbols)
+    size = f"arena {expr_text(plan.arena, names)} bytes, weights {plan.weights_bytes} bytes"
+    lines = [f"plan {plain(plan.name)}({symbols}): {size}"]
+    for k, t in enumerate(plan.inputs):
+        lines.append(f"  input{k} {tensor_text(t, names)}")
+    for k, (name, t) in enumerate(zip(plan.output_names, plan.outputs, strict=True)):
+        lines.append(f"  output{k} {plain(name)} = {tensor_text(t, names)}")
+    offsets = dict.fromkeys(p.offset for p in plan.places.values() if not isinstance(p.offset, Const))
+    slots = {e: f"slot{k}" for k, e in enumerate(offsets)}
+    lines += [f"  {name} = {expr_text(e, names)}" for e, name in slots.items()]
+
+    def placed(t: Tensor) -> str:
+        return f"{names.of(t)}@{place_text(plan.places[t], slots)}" if t in plan.places else names.of(t)
+
     for p in plan.prepare:
-        lines.append(f"  prepare {', '.join(t.name for t in p.raw)}")
-        lines += [f"    copy {t.name} to {place_text(plan.places[t])}" for t in p.copies]
-        lines += [_call_text(c, plan, "    ") for c in p.calls]
+        lines.append(f"  prepare {', '.join(names.of(t) for t in p.raw)}")
+        lines += [f"    copy {placed(t)}" for t in p.copies]
+        for c in p.calls:
+            lines += _call_text(c, "    ", placed, names)
     for s in plan.steps:
         match s:
             case Define():
-                lines.append(f"  {s.dim.name} = {s.value!r}    # {s.origin}")
+                lines.append(f"  {names.of(s.dim)} = {expr_text(s.value, names)}    # {comment(s.origin)}")
             case Check():
-                lines.append(f"  check {s.condition!r}    # {s.origin}: {s.reason}")
+                why = comment(f"{s.origin}: {s.reason}")
+                lines.append(f"  check {expr_text(s.condition, names)}    # {why}")
             case Call():
-                lines.append(_call_text(s, plan, "  "))
+                lines += _call_text(s, "  ", placed, names)
     if with_kernels:
         lines += [kernel_text(k) for k in plan.kernels()]
     return "\n".join(lines) + "\n"
 
 
-def _call_text(c: Call, plan: Plan, indent: str) -> str:
-    out = []
+def _call_text(c: Call, indent: str, placed: Callable[[Tensor], str], names: Names) -> list[str]:
+    lines = [f"{indent}make {placed(t)}" for t in c.fresh]
     for v in c.variants:
-        args = ", ".join(f"{t.name}@{place_text(plan.places[t])}" if t in plan.places else t.name for t in v.arguments)
-        when = f"when {v.guard!r}: " if v.guard is not None else ""
-        out.append(f"{indent}{when}{v.kernel.name}({args})")
-    return "\n".join(out)
+        when = f"when {expr_text(v.guard, names)}: " if v.guard is not None else ""
+        lines.append(f"{indent}{when}{v.kernel.name}({', '.join(map(placed, v.arguments))})")
+    return [*lines, *(f"{indent}release {placed(t)}" for t in c.release)]
 
 
 def written_buffers(kernel: Kernel) -> set[Buffer]:

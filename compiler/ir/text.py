@@ -1,81 +1,94 @@
-"""The text form of every level: what `--dump-ir` writes and goldens compare. Deterministic for equal programs."""
+"""The text form of tensor programs: what `--dump-ir` writes and goldens compare. Deterministic for equal programs."""
 
 from __future__ import annotations
 
-from fusile.ir.expr import Apply, Axis, Const, Dim, Expr, Guard, Load, Reduce
+from collections.abc import Iterable
+
+from fusile.ir.expr import Axis, Dim
+from fusile.ir.names import Names, comment, expr_parts, expr_text, plain
 from fusile.ir.tensor import Compute, Program, Scan, Scatter, Stage, Tensor
-from fusile.ir.types import BOOL, I64
 
-_INFIX = {
-    "add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod": "%", "lt": "<", "le": "<=", "eq": "==", "ne": "!=",
-    "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>",
-}  # fmt: skip
+__all__ = ["expr_text", "program_text", "stage_text", "tensor_text"]
 
 
-def expr_text(e: Expr) -> str:
-    """An expression in infix form; types are shown where a literal or a cast would leave them open."""
-    match e:
-        case Const():
-            if e.dtype is I64 or e.dtype is BOOL:
-                return str(e.value)
-            return f"{e.value!r}" if e.dtype.name == "f32" else f"{e.dtype}({e.value!r})"
-        case Axis() | Dim():
-            return e.name
-        case Load():
-            return f"{e.source.name}[{', '.join(map(expr_text, e.index))}]"
-        case Guard():
-            return f"guard({expr_text(e.index)}, {expr_text(e.extent)})"
-        case Reduce():
-            axes = ", ".join(f"{a.name}: {expr_text(a.extent)}" for a in e.axes)
-            return f"{e.kind}({axes}) {expr_text(e.body)}"
-        case Apply():
-            args = [expr_text(a) for a in e.args]
-            if e.op in _INFIX:
-                return f"({args[0]} {_INFIX[e.op]} {args[1]})"
-            if e.op in ("cast", "bitcast"):
-                return f"{e.dtype}({args[0]})" if e.op == "cast" else f"bits_{e.dtype}({args[0]})"
-            return f"{e.op}({', '.join(args)})"
-    raise TypeError(f"no text form for {type(e).__name__}")
+def tensor_text(t: Tensor, names: Names | None = None) -> str:
+    """A tensor's name, type and shape."""
+    name = plain(t.name) if names is None else names.of(t)
+    return f"{name}: {t.dtype}[{', '.join(expr_text(e, names) for e in t.shape)}]"
 
 
-def tensor_text(t: Tensor) -> str:
-    return f"{t.name}: {t.dtype}[{', '.join(map(expr_text, t.shape))}]"
+def _axes(axes: Iterable[Axis], names: Names) -> str:
+    return ", ".join(f"{names.of(a)}: {expr_text(a.extent, names)}" for a in axes)
 
 
-def stage_text(s: Stage, indent: str = "  ") -> str:
-    note = f"    # {s.op} {s.origin}".rstrip() if s.op else ""
+def _note(origin: str, op: str) -> str:
+    words = comment(f"{op} {origin}".strip())
+    return f"    # {words}" if words else ""
+
+
+def stage_text(s: Stage, indent: str = "  ", names: Names | None = None) -> str:
+    """A stage on one line, or on some; axes have names of their own within it."""
+    outer = names if names is not None else Names()
+    for t in s.outs:
+        outer.of(t)
+    inner = outer.inside()
     match s:
         case Compute():
-            axes = ", ".join(f"{a.name}: {expr_text(a.extent)}" for a in s.axes)
-            return f"{indent}{s.out.name}[{axes}] : {s.out.dtype} = {expr_text(s.body)}{note}"
+            return _compute_text(s, indent, inner)
         case Scatter():
-            axes = ", ".join(f"{a.name}: {expr_text(a.extent)}" for a in s.axes)
-            ups = ", ".join(f"{a.name}: {expr_text(a.extent)}" for a in s.updates)
-            idx = ", ".join(map(expr_text, s.index))
-            return (
-                f"{indent}{s.out.name}[{axes}] : {s.out.dtype} = {expr_text(s.initial)}{note}\n"
-                f"{indent}for ({ups}) if {expr_text(s.condition)}: {s.out.name}[{idx}] {s.kind}= {expr_text(s.value)}"
-            )
+            return _scatter_text(s, indent, inner)
         case Scan():
-            lines = [f"{indent}scan {s.time.name}: {expr_text(s.time.extent)}{note}"]
-            lines += [
-                f"{indent}  state {tensor_text(c.now)} from {c.initial.name} then {c.then.name}"
-                for c in s.carried
-            ]
-            lines += [stage_text(b, indent + "  ") for b in s.body]
-            lines += [
-                f"{indent}  {outer.name}[{s.time.name}, …] = {inner.name}" for outer, inner in s.collected
-            ]
-            lines += [f"{indent}  {outer.name} = last {c.now.name}" for outer, c in s.finals]
-            return "\n".join(lines)
+            return _scan_text(s, indent, inner)
+
+
+def _compute_text(s: Compute, indent: str, names: Names) -> str:
+    head = f"{indent}{names.of(s.out)}[{_axes(s.axes, names)}] : {s.out.dtype}"
+    text, shared = expr_parts(s.body, names)
+    lines = [f"{head} = {text}{_note(s.origin, s.op)}"]
+    return "\n".join([*lines, *(f"{indent}    where {x}" for x in shared)])
+
+
+def _scatter_text(s: Scatter, indent: str, names: Names) -> str:
+    out = names.of(s.out)
+    first = f"{indent}{out}[{_axes(s.axes, names)}] : {s.out.dtype} = {expr_text(s.initial, names)}"
+    updates = _axes(s.updates, names)
+    index = ", ".join(expr_text(i, names) for i in s.index)
+    condition, value = expr_text(s.condition, names), expr_text(s.value, names)
+    return (
+        f"{first}{_note(s.origin, s.op)}\n{indent}for ({updates}) if {condition}: {out}[{index}] {s.kind}= {value}"
+    )
+
+
+def _scan_text(s: Scan, indent: str, names: Names) -> str:
+    time = names.of(s.time)
+    lines = [f"{indent}scan {time}: {expr_text(s.time.extent, names)}{_note(s.origin, s.op)}"]
+    for c in s.carried:
+        names.of(c.now)
+    for b in s.body:
+        names.of(b.out)
+    for c in s.carried:
+        lines.append(
+            f"{indent}  state {tensor_text(c.now, names)} from {names.of(c.initial)} then {names.of(c.then)}"
+        )
+    lines += [stage_text(b, indent + "  ", names) for b in s.body]
+    lines += [f"{indent}  {names.of(outer)}[{time}, …] = {names.of(inner)}" for outer, inner in s.collected]
+    lines += [f"{indent}  {names.of(outer)} = last {names.of(c.now)}" for outer, c in s.finals]
+    return "\n".join(lines)
 
 
 def program_text(p: Program) -> str:
     """A whole tensor program."""
-    lines = [f"program {p.name}:"]
-    lines += [f"  input {tensor_text(t)}" for t in p.inputs]
-    lines += [f"  dim {d.dim.name} = {expr_text(d.value)}    # {d.origin}" for d in p.dim_definitions]
-    lines += [f"  require {expr_text(r.condition)}    # {r.origin}: {r.reason}" for r in p.requirements]
-    lines += [stage_text(s) for s in p.stages]
-    lines += [f"  output {name} = {t.name}" for name, t in zip(p.output_names, p.outputs, strict=True)]
+    names = Names()
+    for d in (e for t in p.inputs for e in t.shape if isinstance(e, Dim)):
+        names.of(d)
+    for definition in p.dim_definitions:
+        names.of(definition.dim)
+    lines = [f"program {plain(p.name)}:"]
+    lines += [f"  input {tensor_text(t, names)}" for t in p.inputs]
+    for d in p.dim_definitions:
+        lines.append(f"  dim {names.of(d.dim)} = {expr_text(d.value, names)}    # {comment(d.origin)}")
+    for r in p.requirements:
+        lines.append(f"  require {expr_text(r.condition, names)}    # {comment(f'{r.origin}: {r.reason}')}")
+    lines += [stage_text(s, names=names) for s in p.stages]
+    lines += [f"  output {plain(n)} = {names.of(t)}" for n, t in zip(p.output_names, p.outputs, strict=True)]
     return "\n".join(lines) + "\n"

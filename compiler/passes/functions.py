@@ -1,14 +1,17 @@
 """The transcendental functions in f32, as expressions of ours that every kernel backend shares.
 
-Each is within 2 ulp of the true value (3 ulp on targets without fma), straight-line, without tables, and made for vector loops.
-NaN, infinities and signed zeros come out as C's; results below the smallest normal number may be 0.
+Each is within 2 ulp of the true value (3 ulp on targets without fma), straight-line, without tables, and made
+for vector loops. NaN, infinities and signed zeros come out as C's; results below the smallest normal number
+may be 0.
 
-The method is the same everywhere: reduce the argument exactly, evaluate a polynomial, put the result together. Each coefficient table
-belongs to the function named in its comment and minimises the largest relative error of the result over the interval given there;
-tests/tools/fit_functions.py computes them anew (weighted least squares, reweighted towards the minimax solution, coefficients rounded
-to f32 one after another with the rest fitted again) and prints them in this form.
+The method is the same everywhere: reduce the argument exactly, evaluate a polynomial, put the result
+together. Each coefficient table belongs to the function named in its comment and minimises the largest
+relative error of the result over the interval given there; tests/tools/fit_functions.py computes them anew
+(weighted least squares, reweighted towards the minimax solution, coefficients rounded to f32 one after
+another with the rest fitted again) and prints them in this form.
 
-`has_fma` tells a function that `fma` rounds once. Without it the constants of an argument reduction are cut into shorter pieces.
+`has_fma` tells a function that `fma` rounds once. Without it the constants of an argument reduction are cut
+into shorter pieces.
 """
 
 from __future__ import annotations
@@ -31,21 +34,57 @@ EXP2 = (0.6931472, 0.24022648, 0.055503596, 0.009618499, 0.0013390976, 0.0001532
 # (log(1 + f) - f) / f^2 over sqrt(1/2) <= 1 + f <= sqrt 2
 LOG = (-0.5, 0.3333391, -0.25001335, 0.199631, -0.16577654, 0.14914511, -0.14266914, 0.087003596)
 # log2(1 + f) / f over the same, in f64
-LOG2 = (1.44269504093935, -0.7213475252131633, 0.4808983207271669, -0.3606728005535932, 0.2885406437405133, -0.2405041739328262, 0.2060962510103958, -0.179046951731625, 0.1590015615763598, -0.1569823208149012, 0.1548572460544153, -0.0863455695839624)
+LOG2 = (
+    1.44269504093935,
+    -0.7213475252131633,
+    0.4808983207271669,
+    -0.3606728005535932,
+    0.2885406437405133,
+    -0.2405041739328262,
+    0.2060962510103958,
+    -0.179046951731625,
+    0.1590015615763598,
+    -0.1569823208149012,
+    0.1548572460544153,
+    -0.0863455695839624,
+)
 # (sin r / r - 1) / r^2 in r^2, over |r| <= pi / 2
 SIN = (-0.1666666, 0.008333069, -0.00019809778, 2.6061034e-06)
 # (tan r / r - 1) / r^2 in r^2, over |r| <= pi / 4
 TAN = (0.33333156, 0.13338827, 0.053409554, 0.024434967, 0.0031136936, 0.00938843)
 # (atan r / r - 1) / r^2 in r^2, over |r| <= 1
-ATAN = (-0.33333153, 0.19993767, -0.14211003, 0.106657855, -0.07551724, 0.043205857, -0.016364133, 0.0029197228)
+ATAN = (
+    -0.33333153,
+    0.19993767,
+    -0.14211003,
+    0.106657855,
+    -0.07551724,
+    0.043205857,
+    -0.016364133,
+    0.0029197228,
+)
 # (asin r / r - 1) / r^2 in r^2, over |r| <= 1/2
 ASIN = (0.16666931, 0.0748812, 0.046353444, 0.019946778, 0.04910088)
-# log(erfc y) / y - ERF_SLOPE over 0 <= y <= 3.93; ERF_SLOPE is -2 / sqrt(pi) in f32, the first coefficient the rest of it
+# log(erfc y) / y - ERF_SLOPE over 0 <= y <= 3.93; ERF_SLOPE is -2 / sqrt(pi) in f32, the first coefficient
+# the rest of it
 ERF_SLOPE = -1.1283792
-ERF = (5.8635383e-08, -0.6366195, -0.10277687, 0.01914991, 0.00016571154, -0.0016719657, 0.0006353809, -0.000118319556, 9.328999e-06)
+ERF = (
+    5.8635383e-08,
+    -0.6366195,
+    -0.10277687,
+    0.01914991,
+    0.00016571154,
+    -0.0016719657,
+    0.0006353809,
+    -0.000118319556,
+    9.328999e-06,
+)
 
 LN2 = math.log(2)
-LN2_HIGH, LN2_LOW = 0.693145751953125, 1.4286068203094173e-06  # the first has 16 bits: products with exponents are exact
+LN2_HIGH, LN2_LOW = (
+    0.693145751953125,
+    1.4286068203094173e-06,
+)  # the first has 16 bits: products with exponents are exact
 SQRT_HALF_BITS = 0x3F3504F3
 SMALLEST_NORMAL = 2.0**-126
 ROUND32 = 1.5 * 2.0**23  # adding it rounds to an integer, which is then in the low bits
@@ -109,11 +148,12 @@ def _shr(x: Expr, by: int) -> Expr:
     return apply("shr", x, const(by, x.dtype))
 
 
-# ---- exponentials --------------------------------------------------------------------------------------------------------------
+# ---- exponentials ------------------------------------------------------------------------------------------
 
 
 def exp(x: Expr, has_fma: bool) -> Expr:
-    """e^x = 2^n * e^r with n = floor(x / ln 2), so that the exponents -127 (0) .. 128 (infinity) of 2^n are all there are."""
+    """e^x = 2^n * e^r with n = floor(x / ln 2), so that the exponents -127 (0) .. 128 (infinity) of 2^n are
+    all there are."""
     y = minimum(maximum(x, f32(-88.0)), f32(88.8))
     # A little more than -1/2, so that n is 0 at 0.
     t = _fma(y, 1 / LN2, -0.499999) + f32(ROUND32 + 127)
@@ -123,14 +163,16 @@ def exp(x: Expr, has_fma: bool) -> Expr:
 
 
 def _reduced_exp(y: Expr, rate: float, bias: int) -> tuple[Expr, Expr]:
-    """r and the bits of 2^n (with `bias` for 127) where rate * y = n * ln 2 + rate * r, for small y; r is in the unit of y."""
+    """r and the bits of 2^n (with `bias` for 127) where rate * y = n * ln 2 + rate * r, for small y; r is in
+    the unit of y."""
     t = _fma(y, rate / LN2, ROUND32 + bias)
     n = t - f32(ROUND32 + bias)
     return _fma(n, -LN2 / rate, y), _float(_shl(_bits(t), 23))
 
 
 def tanh(x: Expr, has_fma: bool) -> Expr:
-    """|tanh x| = ((1 - E) / 2) / ((1 + E) / 2) with E = e^-2|x|, where 1 - E keeps its relative precision down to 0."""
+    """|tanh x| = ((1 - E) / 2) / ((1 + E) / 2) with E = e^-2|x|, where 1 - E keeps its relative precision
+    down to 0."""
     y = minimum(apply("abs", x), f32(10.0))
     r, scale = _reduced_exp(y, -2.0, 127)
     # h = (1 - e^-2r) / 2 = r - 2 r^2 * EXPM1(-2r), and E = scale * (1 - 2 h)
@@ -149,7 +191,7 @@ def erf(x: Expr, has_fma: bool) -> Expr:
     return _with_sign(_fma(scale, h, scale + 1.0), _sign(x))
 
 
-# ---- logarithm and power -------------------------------------------------------------------------------------------------------
+# ---- logarithm and power -----------------------------------------------------------------------------------
 
 
 def _split(x: Expr) -> tuple[Expr, Expr]:
@@ -191,20 +233,25 @@ def power(x: Expr, y: Expr, has_fma: bool) -> Expr:
     return select(eq(x, 1.0) | eq(y, 0.0), f32(1.0), result)
 
 
-# ---- trigonometric functions ---------------------------------------------------------------------------------------------------
+# ---- trigonometric functions -------------------------------------------------------------------------------
 
 
 def _reduce(n: Expr, x: Expr, unit: float, has_fma: bool) -> Expr:
-    """x - n * unit * pi in f64, kept within half the unit where x is so large that n is not exact (beyond 2^51)."""
+    """x - n * unit * pi in f64: exact enough up to |x| = 1e14 with fma and 2e7 without.
+
+    Far beyond, n is not the nearest integer any more; the result is kept close to half the unit, so that what
+    follows stays a sine.
+    """
     r = x
     for part in PI_WITH_FMA if has_fma else PI_WITHOUT_FMA:
         r = _fma(n, -part * unit, r)
-    limit = const(unit * math.pi / 2, F64)
-    return minimum(maximum(r, -limit), limit)
+    limit = unit * math.pi / 2 * 1.02
+    return minimum(maximum(r, const(-limit, F64)), const(limit, F64))
 
 
 def _sine(r: Expr) -> Expr:
-    """sin r for |r| <= pi / 2. The zero that is added makes a factor +0 where r is 0, so that r keeps its sign."""
+    """sin r for |r| <= pi / 2. The zero that is added makes a factor +0 where r is 0, so that r keeps its
+    sign."""
     z = r * r
     return _fma(r, _fma(z, _polynomial(z, SIN), 0.0), r)
 
@@ -230,7 +277,8 @@ def cos(x: Expr, has_fma: bool) -> Expr:
 
 
 def tan(x: Expr, has_fma: bool) -> Expr:
-    """tan x = tan r or -1 / tan r with r = x - n * pi / 2; only the polynomial's part of tan r is computed in f32."""
+    """tan x = tan r or -1 / tan r with r = x - n * pi / 2; only the polynomial's part of tan r is computed
+    in f32."""
     d = cast(x, F64)
     t = _fma(d, 2 / math.pi, ROUND64)
     wide = _reduce(t - ROUND64, d, 0.5, has_fma)
@@ -271,5 +319,5 @@ def atan(x: Expr, has_fma: bool) -> Expr:
 
 
 UNARY: dict[str, Callable[[Expr, bool], Expr]] = {
-    "exp": exp, "log": log, "sin": sin, "cos": cos, "tan": tan, "asin": asin, "acos": acos, "atan": atan, "tanh": tanh, "erf": erf,
-}  # fmt: skip
+    "exp": exp, "log": log, "sin": sin, "cos": cos, "tan": tan, "asin": asin, "acos": acos, "atan": atan,
+    "tanh": tanh, "erf": erf, }  # fmt: skip

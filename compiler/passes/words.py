@@ -1,8 +1,9 @@
 """Values and the machine words that hold them, as integer expressions: small floats, packed integers, bools.
 
-A value of a small float type that a target does not compute in is a word of as many bits (f4e2m1: a u4 in the low bits of a u8);
-converting it is integer arithmetic on the word. A packed word is a u8 that holds two 4-bit or four 2-bit values, the first in the
-lowest bits. None of this relies on denormal numbers: it is right with and without flushing.
+A value of a small float type that a target does not compute in is a word of as many bits (f4e2m1: a u4 in the
+low bits of a u8); converting it is integer arithmetic on the word. A packed word is a u8 that holds two 4-bit
+or four 2-bit values, the first in the lowest bits. None of this relies on denormal numbers: it is right with
+and without flushing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,26 @@ from dataclasses import dataclass
 
 from fusile.ir.expr import Apply, Expr, apply, cast, const, eq, ne, select
 from fusile.ir.types import (
-    BF16, BOOL, F4E2M1, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, F16, F32, F64, I8, I64, U4, U8, U16, U32, U64, DType, storage_of,
+    BF16,
+    BOOL,
+    F4E2M1,
+    F8E4M3FN,
+    F8E4M3FNUZ,
+    F8E5M2,
+    F8E5M2FNUZ,
+    F8E8M0,
+    F16,
+    F32,
+    F64,
+    I8,
+    I64,
+    U4,
+    U8,
+    U16,
+    U32,
+    U64,
+    DType,
+    storage_of,
 )  # fmt: skip
 
 INFINITY = 0x7F800000
@@ -22,8 +42,9 @@ WORDS: dict[int, DType] = {4: U8, 8: U8, 16: U16}
 
 @dataclass(frozen=True, slots=True)
 class SmallFloat:
-    """A float of a sign, an exponent and `mantissa` bits. Codes are without the sign: `top` is the largest finite one, `over` what
-    larger numbers become, `nan` what NaN becomes. `unsigned_zero`: the code of -0 is the one NaN, and there is no other."""
+    """A float of a sign, an exponent and `mantissa` bits. Codes are without the sign: `top` is the largest
+    finite one, `over` what larger numbers become, `nan` what NaN becomes. `unsigned_zero`: the code of -0 is
+    the one NaN, and there is no other."""
 
     mantissa: int
     bias: int
@@ -77,7 +98,7 @@ def _shr(x: Expr, by: int) -> Expr:
     return apply("shr", x, const(by, x.dtype)) if by else x
 
 
-# ---- small floats --------------------------------------------------------------------------------------------------------------
+# ---- small floats ------------------------------------------------------------------------------------------
 
 
 def widen(x: Expr) -> Expr:
@@ -92,7 +113,8 @@ def widen(x: Expr) -> Expr:
     half = 1 << (x.dtype.bits - 1)
     size = u & _u32(half - 1)
     shifted = _shl(size, f.shift)
-    # Below the normal numbers: the mantissa behind a leading one, less that one; float subtraction normalises.
+    # Below the normal numbers: the mantissa behind a leading one, less that one; float subtraction
+    # normalises.
     behind_one = view(shifted + _u32((128 - f.bias) << 23), F32) - 2.0 ** (1 - f.bias)
     bits = select(size < (1 << f.mantissa), view(behind_one, U32), shifted + _u32((127 - f.bias) << 23))
     sign = _shl(u & _u32(half), 32 - x.dtype.bits)
@@ -106,7 +128,8 @@ def widen(x: Expr) -> Expr:
 
 
 def narrow(x: Expr, dtype: DType) -> Expr:
-    """An f32 value in a small float type, rounded to nearest even; out of range as ml_dtypes' astype answers."""
+    """An f32 value in a small float type, rounded to nearest even; out of range as ml_dtypes' astype
+    answers."""
     bits = view(x, U32)
     size = bits & _u32(0x7FFFFFFF)
     if dtype is BF16:
@@ -116,7 +139,8 @@ def narrow(x: Expr, dtype: DType) -> Expr:
     if dtype is F8E8M0:
         return as_value(cast(_exponent_alone(bits), U8), dtype)
     f = SMALL[dtype]
-    # Below the normal numbers: adding a power of two puts the last bit of the result into the last bit of the sum.
+    # Below the normal numbers: adding a power of two puts the last bit of the result into the last bit of the
+    # sum.
     power = 24 - f.bias - f.mantissa
     small = view(view(size, F32) + 2.0**power, U32) - _u32((127 + power) << 23)
     half_less = (1 << (f.shift - 1)) - 1
@@ -138,14 +162,16 @@ def narrow(x: Expr, dtype: DType) -> Expr:
 
 
 def _exponent_alone(bits: Expr) -> Expr:
-    """The code of f8e8m0, 2^(code - 127): ties round up, except that 2^-127 itself is 0; NaN where there is no such number."""
+    """The code of f8e8m0, 2^(code - 127): ties round up, except that 2^-127 itself is 0; NaN where there is
+    no such number."""
     denormal = select(bits < (1 << 23), _u32(0), _u32(1))
     code = _shr(bits + _u32(0x3FFFFF) + denormal, 23)
     return select(bits - _u32(1) < INFINITY, code, _u32(255))
 
 
 def rounded_to_odd(x: Expr) -> Expr:
-    """An f64 value in f32, inexact ones with an odd last bit, so that a second rounding to 22 bits or less is right."""
+    """An f64 value in f32, inexact ones with an odd last bit, so that a second rounding to 22 bits or less
+    is right."""
     bits = view(x, U64)
     mask = (1 << 29) - 1
     dropped = bits & const(mask, U64)
@@ -160,11 +186,15 @@ def word_of(value: float, dtype: DType) -> Expr:
     from fusile.ir.types import numpy_dtype
 
     with np.errstate(over="ignore"):
-        word = np.array(value, np.float64).astype(numpy_dtype(dtype)).view(np.uint16 if dtype.bits == 16 else np.uint8)
+        word = (
+            np.array(value, np.float64)
+            .astype(numpy_dtype(dtype))
+            .view(np.uint16 if dtype.bits == 16 else np.uint8)
+        )
     return as_value(const(int(word), WORDS[dtype.bits]), dtype)
 
 
-# ---- words in memory -----------------------------------------------------------------------------------------------------------
+# ---- words in memory ---------------------------------------------------------------------------------------
 
 
 def lanes(dtype: DType) -> int:
@@ -189,7 +219,7 @@ def pack(values: Sequence[Expr]) -> Expr:
     """One u8 word of as many values of a packed type as it holds."""
     dtype = values[0].dtype
     width = dtype.bits
-    word = const(0, U8)
+    word: Expr = const(0, U8)
     for lane, value in enumerate(values):
         low = (as_word(value) if dtype.is_float else cast(value, U8)) & const((1 << width) - 1, U8)
         word = _shl(low, lane * width) if lane == 0 else word | _shl(low, lane * width)
@@ -215,7 +245,8 @@ def from_storage(word: Expr, dtype: DType, lane: Expr | int = 0) -> Expr:
 
 
 def to_storage(value: Expr) -> Expr:
-    """The word that keeps a value where a word keeps one: what a store writes. Packed types: see `pack` and `replace_lane`."""
+    """The word that keeps a value where a word keeps one: what a store writes. Packed types: see `pack` and
+    `replace_lane`."""
     if value.dtype is BOOL:
         return cast(value, U8)
     assert value.dtype.bits >= 8, f"{value.dtype} shares its words"

@@ -7,6 +7,10 @@ A native module is made of three kinds of LLVM IR, linked together as an in-proc
 the outputs and the arena, and calls the plan. No text needs a triple or a data layout: the compile worker
 sets both.
 
+In process: link `native_support.support_objects` with the objects of plan and kernels (`link.link_image`),
+load the image and call `fusile_create(weights path, weights, weights bytes, host, pool, &instance)`: that is
+api_create with `pool.shared_pool(cache).address`. All other functions are those of the C interface.
+
 What a plan module must define, all with `hidden` visibility (`plan_constants` prints the constants, the rest
 is code):
 
@@ -36,9 +40,10 @@ What the support code gives to kernels and plan (`DECLARATIONS` is the text to p
 
     void @fusile_parallel(ptr ctx, ptr kernel, ptr frame, i64 count, i64 grain, ptr scratch, i64 stride)
         Runs `void kernel(ptr frame, i64 begin, i64 end, ptr scratch)` over [0, count). Chunks start at
-        multiples of grain and are grain long (the last may be shorter); with one thread or count <= grain it
-        is one call. ctx is the run's context and says how many threads may take part; the participant w gets
-        scratch + w * stride. May be called from a kernel (nested).
+        multiples of grain and are grain long (the last may be shorter); with one thread, count <= grain or a
+        pool that is taken it is one call, so results must not depend on where chunks begin. ctx is the run's
+        context and says how many threads may take part; the participant w gets scratch + w * stride. May be
+        called from a kernel (nested).
     void @fusile_error(ptr error, i32 code, i32 site, i64 a, i64 b)
         Sets the error record; the first one wins. code is a Status, site indexes `sites`.
     i64 @fusile_size_mul(i64, i64), i64 @fusile_size_add(i64, i64)

@@ -30,9 +30,8 @@ def support_text(target: TargetSpec) -> str:
             (), f"Native modules are made for Linux, not for {target.system}", todo='Use target="numba" there'
         )
     amx = "amx_linux" if target.arch == X86_64 else "amx_none"
-    return _module(
-        "support", "layout", "os_linux", _ARCHITECTURES[target.arch], amx, "errors", "memory", "pool"
-    )
+    arch = _ARCHITECTURES[target.arch]
+    return _module("support", "layout", "os_linux", arch, amx, "errors", "memory", "pool", "parallel")
 
 
 def interface_text(prefix: str = DEFAULT_PREFIX, *, embedded_weights: bool = False) -> str:
@@ -43,7 +42,7 @@ def interface_text(prefix: str = DEFAULT_PREFIX, *, embedded_weights: bool = Fal
     must define.
     """
     weights = "weights_embedded" if embedded_weights else "weights_none"
-    text = _module("interface", "layout", "interface", "arguments", "outputs", "weights", weights)
+    text = _module("interface", "layout", "interface", "arguments", "outputs", "run", "weights", weights)
     return re.sub(r"@api_", f"@{prefix}_", text)
 
 

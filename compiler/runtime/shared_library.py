@@ -200,11 +200,7 @@ def _link(linker: Linker, draft: Path, inputs: Sequence[str], name: str, prefix:
         ]
     (draft / "inputs.txt").write_text("".join(f"{each}\n" for each in inputs), encoding="ascii")
     command = [*linker.command, "-shared", "-o", "library.out", "@inputs.txt", *options]
-    environment = os.environ | {
-        "ZIG_GLOBAL_CACHE_DIR": str(draft / "zig"),
-        "ZIG_LOCAL_CACHE_DIR": str(draft / "zig"),
-        "LC_ALL": "C",
-    }
+    environment = os.environ | {"ZIG_LOCAL_CACHE_DIR": str(draft / "zig"), "LC_ALL": "C"}
     done = subprocess.run(
         command, cwd=draft, env=environment, capture_output=True, text=True, errors="replace", check=False
     )

@@ -134,8 +134,8 @@ def most(extent: Expr) -> Expr:
 def check_independent(loop: For) -> None:
     """Refuse a loop of which two iterations may touch one element that one of them writes.
 
-    Every buffer that the body writes and does not allocate must be accessed, everywhere in the body, at one index in some dimension
-    that is linear in the axis and depends on no loop inside.
+    Every buffer that the body writes and does not allocate must be accessed, everywhere in the body, so that in some dimension the
+    index is c * axis + r with the same c and the same values of outer loops, and with 0 <= r < c where loops inside vary r.
     """
     own = {s.buffer for s in walk(loop.body) if isinstance(s, Alloc)}
     inner = {s.axis for s in walk(loop.body) if isinstance(s, For)}
@@ -150,11 +150,20 @@ def check_independent(loop: For) -> None:
 
 
 def _moves(indices: list[Expr], a: Axis, inner: set[Axis]) -> bool:
-    first = indices[0]
-    if any(i is not first for i in indices) or a not in free(first) or any(x in inner for x in free(first)):
-        return False
-    c = ix.coefficient(first, a)
-    return c is not None and ix.number(c) not in (None, 0)
+    """Whether index expressions of one dimension keep the iterations of a loop apart."""
+    fixed: set[tuple[int, Expr]] = set()
+    for i in indices:
+        c = ix.coefficient(i, a)
+        step = None if c is None else ix.number(c)
+        if not step or step < 0:
+            return False
+        rest = ix.poly(i - a * step)
+        varies = {m: k for m, k in rest.items() if any(x in inner for atom in m for x in free(atom))}
+        if varies and not ix.within(ix.expr(varies), const(step)):
+            return False
+        # Without loops inside, equal remainders keep iterations apart whatever their size.
+        fixed.add((step, ix.expr({m: k for m, k in rest.items() if m not in varies})))
+    return len(fixed) == 1
 
 
 def independent(loop: For) -> bool:
@@ -327,7 +336,7 @@ def _hoisted(body: Iterable[Stmt], may_be_empty: Callable[[For], bool], loop: Fo
             case If():
                 inner, held = _hoisted(s.body, may_be_empty)
                 out.append(If(pull(s.condition, True), inner))
-            case Store() if s.buffer.shape:
+            case Store():
                 out.append(replace(s, index=tuple(pull(i, True) for i in s.index), value=pull(s.value, True)))
             case _:
                 out.append(s)

@@ -248,6 +248,8 @@ def _clamped(bound: Expr, n: Expr, low: Expr, high: Expr) -> Expr:
     known = ix.number(bound)
     if known is not None and abs(known) >= _FAR:
         return high if known > 0 else low
+    if known is not None:
+        return maximum(bound + n, low) if known < 0 else minimum(bound, high)
     wrapped = select(bound < 0, bound + n, bound)
     return minimum(maximum(wrapped, low), high)
 

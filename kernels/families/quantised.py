@@ -57,7 +57,8 @@ def parameter(t: Tensor, i: Sequence[Expr], axis: int, block: int = 0) -> Expr:
 
 
 def _axis(x: Tensor, scale: Tensor, axis: int) -> int:
-    return normal_axis(axis, x.rank) if scale.rank else 0
+    single = scale.rank == 0 or (scale.rank == 1 and ix.number(scale.shape[0]) == 1)
+    return 0 if single else normal_axis(axis, x.rank)
 
 
 @op("QuantizeLinear")

@@ -1,9 +1,10 @@
-"""Fits the polynomials of fusile.passes.functions and prints their tables:  python tests/tools/fit_functions.py
+"""Fits the polynomials of fusile.passes.functions and prints their tables:  python
+tests/tools/fit_functions.py
 
-A table minimises max |weight(t) * (sum c_k t^k - target(t))| over an interval. Least squares on Chebyshev nodes, each node's weight
-multiplied by its error again and again (Lawson's method), tends to the minimax solution. Coefficients are then rounded to f32 from the
-lowest up; after each rounding the others are fitted again to what is left. Targets are written so that they lose no digits in f64
-or in numpy's long double.
+A table minimises max |weight(t) * (sum c_k t^k - target(t))| over an interval. Least squares on Chebyshev
+nodes, each node's weight multiplied by its error again and again (Lawson's method), tends to the minimax
+solution. Coefficients are then rounded to f32 from the lowest up; after each rounding the others are fitted
+again to what is left. Targets are written so that they lose no digits in f64 or in numpy's long double.
 """
 
 from __future__ import annotations
@@ -107,7 +108,9 @@ ERF0_HIGH = float(np.float32(ERF0))
 FITS = (
     Fit("EXP", exp_tail, lambda r: r * r / np.exp(r), (-1e-5, LN2 + 1e-5), 5),
     Fit("EXPM1", exp_tail, lambda r: r * r / np.exp(r), (-0.5001 * LN2, 0.5001 * LN2), 5),
-    Fit("EXP2", lambda r: LN2 + r * LN2**2 * exp_tail(r * LN2), lambda r: abs(r) / 2**r, (-0.5001, 0.5001), 6),
+    Fit(
+        "EXP2", lambda r: LN2 + r * LN2**2 * exp_tail(r * LN2), lambda r: abs(r) / 2**r, (-0.5001, 0.5001), 6
+    ),
     Fit("LOG", log_tail, lambda f: abs(f * f / np.log1p(f)), (1 / ROOT - 1, ROOT - 1), 8, given=(-0.5,)),
     Fit("LOG2", log2_slope, lambda f: 1 / log2_slope(f), (1 / ROOT - 1, ROOT - 1), 12, rounded=False),
     Fit("SIN", sin_tail, odd(np.sin), (TINY, (math.pi / 2) ** 2), 4),

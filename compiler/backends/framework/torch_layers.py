@@ -202,7 +202,7 @@ def _batch_norm_training(n: Site, epsilon: float, momentum: float) -> list[Code 
     return [y, mean, n.tensor(4) * momentum + spread * short_float(1 - momentum)]
 
 
-def _normalised(n: Site) -> list[int]:
+def normalised(n: Site) -> list[int]:
     """Sizes of the axes that a layer norm normalises, taken from its weight where the input leaves them open."""
     axis, sizes = n.axis(-1), n.shape()
     own = n.shape(1) if n.has(1) else []
@@ -219,7 +219,7 @@ def _normalised(n: Site) -> list[int]:
 
 
 def layer_norm(n: Site) -> Code | list[Code | None]:
-    sizes, epsilon = _normalised(n), n.real("epsilon", 1e-5)
+    sizes, epsilon = normalised(n), n.real("epsilon", 1e-5)
     shape: Plain = sizes[0] if len(sizes) == 1 else tuple(sizes)
     fits = n.shape(1) == sizes and (not n.has(2) or n.shape(2) == sizes)
     if n.used(1) or n.used(2):
@@ -247,7 +247,7 @@ def _layer_norm_parts(n: Site, count: int, epsilon: float) -> list[Code | None]:
 
 
 def rms_norm(n: Site) -> Code:
-    sizes, epsilon = _normalised(n), n.real("epsilon", 1e-5)
+    sizes, epsilon = normalised(n), n.real("epsilon", 1e-5)
     shape: Plain = sizes[0] if len(sizes) == 1 else tuple(sizes)
     made = call("nn.RMSNorm", shape, eps=epsilon, **typed(n.dtype(1)))
     layer = n.layer(n.stem(), made, {"weight": Place(n.value(1))}) if n.shape(1) == sizes else None
@@ -309,7 +309,7 @@ def recurrent(n: Site) -> list[Code | None]:
     both, backward = n.string("direction", "forward") == "bidirectional", n.string("direction") == "reverse"
     hidden, first = n.fixed(2, 2), bool(n.integer("layout"))
     settings: dict[str, Plain] = {"bidirectional": True} if both else {}
-    if kind == "RNN" and _activations(n)[:1] == ["relu"]:
+    if kind == "RNN" and activations(n)[:1] == ["relu"]:
         settings["nonlinearity"] = "relu"
     settings |= {} if n.has(3) else {"bias": False}
     settings |= {"batch_first": True} if first else {}
@@ -336,7 +336,12 @@ def recurrent_stem(n: Site) -> str:
     return scope(n.node) or n.stem(1)
 
 
-def _activations(n: Site) -> list[str]:
+def plain_activations(kind: str) -> list[str]:
+    """What ONNX's recurrent operators use unless told otherwise, in one direction."""
+    return list(_PLAIN_ACTIVATIONS[kind])
+
+
+def activations(n: Site) -> list[str]:
     held = n.node.attributes.get("activations")
     return [] if held is None else [a.lower() for a in held.as_strings()]
 
@@ -344,7 +349,7 @@ def _activations(n: Site) -> list[str]:
 def _recurrent_places(n: Site, kind: str) -> dict[str, Place] | None:
     """Where the weights of `nn.LSTM` and its like lie, or None where that layer cannot express the node."""
     directions = 2 if n.string("direction", "forward") == "bidirectional" else 1
-    acts, normal = _activations(n), _PLAIN_ACTIVATIONS[kind] * directions
+    acts, normal = activations(n), _PLAIN_ACTIVATIONS[kind] * directions
     relu = kind == "RNN" and acts == ["relu"] * directions
     plain_form = (not acts or acts == normal or relu) and n.node.attributes.get("clip") is None
     plain_form &= not n.integer("input_forget") and not n.has(4) and not n.has(7)
@@ -379,7 +384,7 @@ def _state(n: Site, kind: str, first: bool) -> Code | None:
 def recurrent_helper(n: Site) -> list[Code | None]:
     """A recurrence that no layer has: written out, one direction at a time."""
     kind, directions = n.node.op_type, n.fixed(2, 0)
-    acts = _activations(n) or _PLAIN_ACTIVATIONS[kind] * directions
+    acts = activations(n) or _PLAIN_ACTIVATIONS[kind] * directions
     if not set(acts) <= {"sigmoid", "tanh", "relu"}:
         n.refuse(f"activations {', '.join(acts)} in a recurrence")
     per = len(acts) // directions

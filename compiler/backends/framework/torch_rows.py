@@ -98,7 +98,18 @@ def variadic(function: str, bound: str) -> Row:
 
 
 def logical(sign: str) -> Row:
-    return lambda n: n.tensor(0).binary(sign, n.tensor(1))
+    """An operator between two tensors, or a function of them; a constant that changes nothing is left out."""
+
+    def row(n: Site) -> Code:
+        neutral = {"And": 1.0, "Or": 0.0}.get(n.node.op_type)
+        for one, other in ((0, 1), (1, 0)):
+            if n.scalar(one) is not None and n.scalar(one) == neutral and n.rank(other) >= n.rank(one):
+                return n.tensor(other)
+        if sign.isidentifier() or "." in sign:
+            return call(sign, n.tensor(0), n.tensor(1))
+        return n.tensor(0).binary(sign, n.tensor(1))
+
+    return row
 
 
 # ---- arithmetic --------------------------------------------------------------------------------------
@@ -133,7 +144,8 @@ def cast_to(x: Code, kind: ir.DataType) -> Code:
 
 
 def cast(n: Site) -> Code:
-    return cast_to(n.tensor(), ir.DataType(n.integer("to", 1)))
+    to = ir.DataType(n.integer("to", 1))
+    return n.tensor() if to is n.dtype() else cast_to(n.tensor(), to)
 
 
 def cast_like(n: Site) -> Code:
@@ -548,16 +560,16 @@ def expand(n: Site) -> Code:
         return call("torch.broadcast_to", x, shape_code)
     own: list[Scalar] = [1] * (len(sizes) - len(shape)) + list(shape)
     wanted: list[Scalar] = [1] * (len(shape) - len(sizes)) + list(sizes)
-    if all(have is want or have == 1 or _same(want, 1) or _same(have, want) for have, want in zip(own, wanted, strict=True)):
-        kept = [-1 if _same(want, 1) and not _same(have, 1) else want for have, want in zip(own, wanted, strict=True)]
+    if all(have is want or have == 1 or same_size(want, 1) or same_size(have, want) for have, want in zip(own, wanted, strict=True)):
+        kept = [-1 if same_size(want, 1) and not same_size(have, 1) else want for have, want in zip(own, wanted, strict=True)]
         lead = len(wanted) - len(shape)
-        moved = any(not _same(have, want) and want != -1 for have, want in zip(own, kept, strict=True)) or lead
+        moved = any(not same_size(have, want) and want != -1 for have, want in zip(own, kept, strict=True)) or lead
         return x.method("expand", *(n.size(size) for size in kept)) if moved else x
     shape_code = call("torch.broadcast_shapes", x.attribute("shape"), tuple(n.size(s) for s in sizes))
     return call("torch.broadcast_to", x, shape_code)
 
 
-def _same(a: Scalar, b: Scalar) -> bool:
+def same_size(a: Scalar, b: Scalar) -> bool:
     if isinstance(a, ex.Expr) or isinstance(b, ex.Expr):
         return a is b
     return a == b
@@ -654,7 +666,7 @@ def constant(printer: object, array: HostArray) -> Code:
         return call("torch.full", tuple(shape), elements[0], **extra)
     if not elements:
         return call("torch.zeros", tuple(shape), **extra)
-    return call("torch.tensor", _nested(elements, shape), **extra)
+    return call("torch.tensor", nested(elements, shape), **extra)
 
 
 def _element(printer: object, element: Scalar, kind: ir.DataType) -> Code:
@@ -663,11 +675,11 @@ def _element(printer: object, element: Scalar, kind: ir.DataType) -> Code:
     return printer.size(element)  # type: ignore[attr-defined, no-any-return]
 
 
-def _nested(elements: list[Code], shape: tuple[int, ...]) -> Plain:
+def nested(elements: list[Code], shape: tuple[int, ...]) -> Plain:
     if not shape:
         return elements[0]
     step = len(elements) // shape[0]
-    return [_nested(elements[i * step : (i + 1) * step], shape[1:]) for i in range(shape[0])]
+    return [nested(elements[i * step : (i + 1) * step], shape[1:]) for i in range(shape[0])]
 
 
 def constant_of_shape(n: Site) -> Code:

@@ -1,0 +1,549 @@
+"""Keras layers: rows of operators that carry weights, and of pooling and resizing. Channels lie last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from fusile.backends.framework import keras_rows as kr
+from fusile.backends.framework.common import Layer, Place, Printer, Row, Site
+from fusile.backends.framework.keras_rows import dtype, permute
+from fusile.backends.framework.source import Code, Name, Plain, Var, call, code, short_float
+from fusile.backends.framework.torch_layers import (
+    activations,
+    normalised,
+    plain_activations,
+    recurrent_stem,
+    without_defaults,
+)
+from fusile.backends.framework.torch_rows import index, plain
+from fusile.backends.framework.windows import Window, axis_options, is_zero_state, resize_plan, window
+from fusile.graph.tensors import Weight
+
+
+def typed(kind: ir.DataType) -> dict[str, Plain]:
+    """`dtype=` for layers that are not of float32."""
+    return {} if kind is ir.DataType.FLOAT else {"dtype": dtype(kind)}
+
+
+def parameter(printer: Printer, attribute: str, weight: Weight, shape: tuple[int, ...], kind: ir.DataType) -> Layer:
+    """A tensor of the module outside layers."""
+    given: dict[str, Plain] = {"shape": shape, "initializer": "zeros", **typed(kind)}
+    given |= {} if weight.role == "param" else {"trainable": False}
+    return Layer(attribute, call("self.add_weight", **given, name=attribute))
+
+
+def build_shape(rank: int, *last_sizes: int) -> tuple[int | None, ...]:
+    return (None,) * (rank - len(last_sizes)) + last_sizes
+
+
+# ---- convolution -------------------------------------------------------------------------------------
+
+
+def same_padding(n: Site, w: Window) -> bool:
+    """Whether Keras' `same` pads as the window does."""
+    sizes = n.onnx_shape()[2:]
+    for k, s, d, low, high, size in zip(w.kernel, w.strides, w.dilations, w.before, w.after, sizes, strict=True):
+        reach = (k - 1) * d + 1
+        if s == 1:
+            total = reach - 1
+        elif isinstance(size, int):
+            total = max(0, (-(-size // s) - 1) * s + reach - size)
+        else:
+            return False
+        if (low, high) != (total // 2, total - total // 2):
+            return False
+    return True
+
+
+def padded(n: Site, w: Window, fill: float = 0.0) -> tuple[Code, str]:
+    """The input, padded by itself where the layer's own padding does not do, and the layer's padding."""
+    x = n.tensor()
+    if w.same == "SAME_UPPER":
+        return x, "same"
+    if w.same:
+        return n.helper("pad_same")(x, w.kernel, w.strides, w.dilations, *([fill] if fill else [])), "valid"
+    if not any(w.before) and not any(w.after):
+        return x, "valid"
+    if same_padding(n, w):
+        return x, "same"
+    widths = ((0, 0), *zip(w.before, w.after, strict=True), (0, 0))
+    return call("ops.pad", x, widths, constant_values=fill if fill else None), "valid"
+
+
+def conv(n: Site) -> Code:
+    w, group = window(n), n.integer("group", 1)
+    if w.dims > 3:
+        n.refuse(f"a convolution over {w.dims} axes")
+    x, padding = padded(n, w)
+    # Strides beside dilations, or uneven ones, are no word of TensorFlow: compute every step, keep some.
+    both = any(s > 1 for s in w.strides) and any(d > 1 for d in w.dilations)
+    if both and padding == "same":
+        x, padding = call("ops.pad", n.tensor(), ((0, 0), *zip(w.before, w.after, strict=True), (0, 0))), "valid"
+    strides = [1] * w.dims if both else w.strides
+    settings = without_defaults(
+        {"strides": plain(strides), "padding": padding, "dilation_rate": plain(w.dilations)},
+        {"strides": 1, "padding": "valid", "dilation_rate": 1},
+    )
+    out, inner = n.fixed(1, 0), n.fixed(1, 1)
+    layer = None
+    if n.roles(1) == ["param"]:
+        layer = _conv_layer(n, w, settings, out, inner, group)
+    y = layer(x) if layer else _conv_plain(n, w, x, settings)
+    if not both:
+        return y
+    return index(y, {a + 1: slice(None, None, s) for a, s in enumerate(w.strides) if s > 1}, w.dims + 2)
+
+
+def _conv_layer(n: Site, w: Window, settings: dict[str, Plain], out: int, inner: int, group: int) -> Code | None:
+    spatial = tuple(range(2, w.dims + 2))
+    rest: dict[str, Plain] = {} if n.has(2) else {"use_bias": False}
+    rest |= typed(n.dtype(1))
+    bias = {"bias": Place(n.value(2))} if n.has(2) else {}
+    if group > 1 and inner == 1 and w.dims < 3:
+        multiplier = out // group
+        depth = settings | ({"depth_multiplier": multiplier} if multiplier > 1 else {})
+        made = call(f"layers.DepthwiseConv{w.dims}D", plain(w.kernel), **depth, **rest)
+        shape = (*w.kernel, group, multiplier) if multiplier > 1 else ()
+        places = {"kernel": Place(n.value(1), axes=(*spatial, 0, 1), shape=shape), **bias}
+    else:
+        grouped: dict[str, Plain] = {"groups": group} if group > 1 else {}
+        made = call(f"layers.Conv{w.dims}D", out, plain(w.kernel), **settings, **grouped, **rest)
+        places = {"kernel": Place(n.value(1), axes=(*spatial, 1, 0)), **bias}
+    return n.layer(n.stem(), made, places, build_shape(w.dims + 2, inner * group))
+
+
+def _conv_plain(n: Site, w: Window, x: Code, settings: dict[str, Plain]) -> Code:
+    kernel = permute(n.tensor(1), (*range(2, w.dims + 2), 1, 0))
+    y = call("ops.conv", x, kernel, **settings, data_format="channels_last")
+    return y + n.tensor(2) if n.has(2) else y
+
+
+def conv_transpose(n: Site) -> Code:
+    """The whole result of the transposed convolution, cut to what the pads leave."""
+    w, group = window(n), n.integer("group", 1)
+    if w.dims > 3:
+        n.refuse(f"a convolution over {w.dims} axes")
+    extra = n.integers("output_padding", [0] * w.dims)
+    reach = [(k - 1) * d + 1 for k, d in zip(w.kernel, w.dilations, strict=True)]
+    before, after = _transposed_pads(n, w, extra, reach)
+    settings = without_defaults(
+        {"strides": plain(w.strides), "dilation_rate": plain(w.dilations)}, {"strides": 1, "dilation_rate": 1}
+    )
+    x, layer, out = n.tensor(), None, n.fixed(1, 1)
+    if group == 1 and n.roles(1) == ["param"]:
+        axes = (*range(2, w.dims + 2), 1, 0)
+        places = {"kernel": Place(n.value(1), axes=axes)}
+        places |= {"bias": Place(n.value(2))} if n.has(2) and not any(extra) else {}
+        rest: dict[str, Plain] = {} if "bias" in places else {"use_bias": False}
+        made = call(f"layers.Conv{w.dims}DTranspose", out, plain(w.kernel), **settings, **rest, **typed(n.dtype(1)))
+        layer = n.layer(n.stem(), made, places, build_shape(w.dims + 2, n.fixed(1, 0)))
+    if layer:
+        y, bias_left = layer(x), n.has(2) and any(extra)
+    else:
+        y, bias_left = _conv_transpose_plain(n, w, x, settings, group), n.has(2)
+    # Keras' own length is in * stride where the kernel is shorter than the stride.
+    excess = [max(0, s - r) for s, r in zip(w.strides, reach, strict=True)]
+    y = _fit(y, before, [a + e for a, e in zip(after, excess, strict=True)], extra)
+    return y + n.tensor(2) if bias_left else y
+
+
+def _fit(y: Code, before: Sequence[int], cut: Sequence[int], extra: Sequence[int]) -> Code:
+    """Cut the ends off, or lengthen the result by zeros where output_padding asks for more."""
+    rank = len(before) + 2
+    ends = [e - c for e, c in zip(extra, cut, strict=True)]
+    slices: dict[int, Plain | slice] = {}
+    for axis, (low, end) in enumerate(zip(before, ends, strict=True)):
+        if low > 0 or end < 0:
+            slices[axis + 1] = slice(low if low > 0 else None, end if end < 0 else None)
+    y = index(y, slices, rank)
+    widths = [(max(0, -low), max(0, end)) for low, end in zip(before, ends, strict=True)]
+    if any(a or b for a, b in widths):
+        y = call("ops.pad", y, ((0, 0), *widths, (0, 0)))
+    return y
+
+
+def _transposed_pads(n: Site, w: Window, extra: list[int], reach: list[int]) -> tuple[list[int], list[int]]:
+    wanted = n.integers("output_shape")
+    if not wanted and not w.same:
+        return w.before, w.after
+    if wanted:
+        sizes = n.onnx_shape()[2:]
+        total = []
+        for s, i, e, r, o in zip(w.strides, sizes, extra, reach, wanted[-w.dims :], strict=True):
+            if not isinstance(i, int):
+                n.refuse("output_shape over an axis whose size is not fixed")
+            total.append(s * (i - 1) + e + r - o)
+    else:
+        total = [e + r - s for s, e, r in zip(w.strides, extra, reach, strict=True)]
+    small, large = [t // 2 for t in total], [t - t // 2 for t in total]
+    return (small, large) if n.string("auto_pad") == "SAME_UPPER" else (large, small)
+
+
+def _conv_transpose_plain(n: Site, w: Window, x: Code, settings: dict[str, Plain], group: int) -> Code:
+    axes = (*range(2, w.dims + 2), 1, 0)
+    whole: dict[str, Plain] = {"padding": "valid", "strides": 1, **settings, "data_format": "channels_last"}
+    if group == 1:
+        return call("ops.conv_transpose", x, permute(n.tensor(1), axes), **whole)
+    return n.helper("conv_transpose_groups")(x, permute(n.tensor(1), axes), group, **whole)
+
+
+# ---- linear, embedding -------------------------------------------------------------------------------
+
+
+def _flat(n: Site, i: int) -> tuple[int, ...]:
+    return () if n.rank(i) == 1 else (math.prod(n.fixed(i, axis) for axis in range(n.rank(i))),)
+
+
+def linear(n: Site) -> Code:
+    transposed = bool(n.integer("transposed"))
+    outer, inner = (n.fixed(1, 0), n.fixed(1, 1)) if transposed else (n.fixed(1, 1), n.fixed(1, 0))
+    rest: dict[str, Plain] = {} if n.has(2) else {"use_bias": False}
+    places = {"kernel": Place(n.value(1), axes=(1, 0) if transposed else ())}
+    places |= {"bias": Place(n.value(2), shape=_flat(n, 2))} if n.has(2) else {}
+    made = call("layers.Dense", outer, **rest, **typed(n.dtype(1)))
+    layer = n.layer(n.stem(), made, places, (None, inner))
+    if layer:
+        return layer(n.tensor())
+    weight = call("ops.transpose", n.tensor(1)) if transposed else n.tensor(1)
+    y = call("ops.matmul", n.tensor(), weight)
+    return y + n.tensor(2) if n.has(2) else y
+
+
+def gather(n: Site) -> Code:
+    """An embedding where a trained matrix is looked up by computed indices, else taking."""
+    if n.roles(0) != ["param"] or n.rank(0) != 2 or n.axis(0) != 0 or n.host(1) is not None:
+        return kr.gather(n)
+    made = call("layers.Embedding", n.fixed(0, 0), n.fixed(0, 1), **typed(n.dtype(0)))
+    layer = n.layer(n.stem(0), made, {"embeddings": Place(n.value(0))}, (None,))
+    return layer(n.tensor(1)) if layer else kr.gather(n)
+
+
+# ---- normalisation -----------------------------------------------------------------------------------
+
+
+def batch_norm(n: Site) -> Code | list[Code | None]:
+    channels, rank = n.fixed(1, 0), n.rank()
+    epsilon, momentum = n.real("epsilon", 1e-5), n.real("momentum", 0.9)
+    axis = rank - 1 if n.channels_last or rank == 2 else 1
+    if n.integer("training_mode"):
+        return _batch_norm_training(n, axis, epsilon, momentum)
+    settings = without_defaults(
+        {"axis": -1 if axis == rank - 1 else axis, "momentum": momentum, "epsilon": epsilon},
+        {"axis": -1, "momentum": 0.99, "epsilon": 1e-3},
+    )
+    made = call("layers.BatchNormalization", **settings, **typed(n.dtype(1)))
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    places = {word: Place(n.value(i + 1)) for i, word in enumerate(names)}
+    sizes = [None] * rank
+    build: list[Plain] = [*sizes]
+    build[axis] = channels
+    layer = n.layer(n.stem(), made, places, tuple(build), buffers=names[2:])
+    if layer:
+        return layer(n.tensor())
+    return _normalise(n, axis, n.tensor(3), n.tensor(4), epsilon)
+
+
+def _channel_shaped(n: Site, value: Code, axis: int) -> Code:
+    rank = n.rank()
+    return value if axis == rank - 1 else call("ops.reshape", value, tuple(-1 if a == axis else 1 for a in range(rank)))
+
+
+def _normalise(n: Site, axis: int, mean: Code, spread: Code, epsilon: float) -> Code:
+    scale = n.let(n.tensor(1) * call("ops.rsqrt", spread + epsilon), "scale")
+    shift = n.tensor(2) - mean * scale
+    return n.tensor() * _channel_shaped(n, scale, axis) + _channel_shaped(n, shift, axis)
+
+
+def _batch_norm_training(n: Site, axis: int, epsilon: float, momentum: float) -> list[Code | None]:
+    """Normalise by the batch and answer the running statistics after it."""
+    axes = tuple(a for a in range(n.rank()) if a != axis)
+    mean = n.let(call("ops.mean", n.tensor(), axis=axes), "mean")
+    spread = n.let(call("ops.var", n.tensor(), axis=axes), "variance")
+    rest = short_float(1 - momentum)
+    y = _normalise(n, axis, mean, spread, epsilon)
+    return [y, n.tensor(3) * momentum + mean * rest, n.tensor(4) * momentum + spread * rest]
+
+
+def layer_norm(n: Site) -> Code | list[Code | None]:
+    sizes, epsilon, rank = normalised(n), n.real("epsilon", 1e-5), n.rank()
+    axes = tuple(range(rank - len(sizes), rank))
+    fits = n.shape(1) == sizes and (not n.has(2) or n.shape(2) == sizes)
+    if fits and not n.used(1) and not n.used(2):
+        settings: dict[str, Plain] = {} if len(axes) == 1 else {"axis": list(axes)}
+        settings |= without_defaults({"epsilon": epsilon}, {"epsilon": 1e-3})
+        settings |= {} if n.has(2) else {"center": False}
+        made = call("layers.LayerNormalization", **settings, **typed(n.dtype(1)))
+        places = {"gamma": Place(n.value(1)), **({"beta": Place(n.value(2))} if n.has(2) else {})}
+        layer = n.layer(n.stem(), made, places, build_shape(rank, *sizes))
+        if layer:
+            return layer(n.tensor())
+    word: Plain = -1 if len(axes) == 1 else axes
+    x = n.tensor()
+    mean = n.let(call("ops.mean", x, axis=word, keepdims=True), "mean")
+    centred = n.let(x - mean, "centred")
+    spread = call("ops.mean", call("ops.square", centred), axis=word, keepdims=True)
+    inverse = n.let(call("ops.rsqrt", spread + epsilon), "inverse")
+    out = centred * inverse * n.tensor(1)
+    return [out + n.tensor(2) if n.has(2) else out, mean, inverse][: len(n.node.outputs)]
+
+
+def rms_norm(n: Site) -> Code:
+    sizes, epsilon, rank = normalised(n), n.real("epsilon", 1e-5), n.rank()
+    if n.shape(1) == sizes and len(sizes) == 1:
+        made = call("layers.RMSNormalization", epsilon=epsilon, **typed(n.dtype(1)))
+        layer = n.layer(n.stem(), made, {"scale": Place(n.value(1))}, build_shape(rank, *sizes))
+        if layer:
+            return layer(n.tensor())
+    axes = tuple(range(rank - len(sizes), rank))
+    spread = call("ops.mean", call("ops.square", n.tensor()), axis=axes, keepdims=True)
+    return n.tensor() * call("ops.rsqrt", spread + epsilon) * n.tensor(1)
+
+
+def group_norm(n: Site) -> Code:
+    groups, epsilon = n.integer("num_groups", 1), n.real("epsilon", 1e-5)
+    return _grouped(n, groups, epsilon)
+
+
+def instance_norm(n: Site) -> Code:
+    return _grouped(n, -1, n.real("epsilon", 1e-5))
+
+
+def _grouped(n: Site, groups: int, epsilon: float) -> Code:
+    rank = n.rank()
+    axis = rank - 1 if n.channels_last else 1
+    channels = math.prod(n.fixed(1, a) for a in range(n.rank(1)))
+    settings: dict[str, Plain] = {} if axis == rank - 1 else {"axis": axis}
+    settings |= without_defaults({"epsilon": epsilon}, {"epsilon": 1e-3})
+    made = call("layers.GroupNormalization", groups, **settings, **typed(n.dtype(1)))
+    places = {"gamma": Place(n.value(1), shape=_flat(n, 1)), "beta": Place(n.value(2), shape=_flat(n, 2))}
+    build: list[Plain] = [None] * rank
+    build[axis] = channels
+    layer = n.layer(n.stem(), made, places, tuple(build))
+    if layer:
+        return layer(n.tensor())
+    weights = [call("ops.reshape", n.tensor(i), (-1,)) if _flat(n, i) else n.tensor(i) for i in (1, 2)]
+    count = channels if groups == -1 else groups
+    return n.helper("group_norm")(n.tensor(), *weights, count, epsilon, axis)
+
+
+def local_response(n: Site) -> Code:
+    size = n.integer("size", 1)
+    alpha, beta, bias = n.real("alpha", 1e-4), n.real("beta", 0.75), n.real("bias", 1.0)
+    return n.helper("local_response")(n.tensor(), size, short_float(alpha / size), beta, bias)
+
+
+# ---- recurrence --------------------------------------------------------------------------------------
+
+_GATES = {"LSTM": (0, 2, 3, 1), "GRU": (), "RNN": ()}
+"""ONNX's gates (i o f c, z r h) in Keras' order (i f c o, z r h)."""
+_LAYER = {"LSTM": "layers.LSTM", "GRU": "layers.GRU", "RNN": "layers.SimpleRNN"}
+
+
+def recurrent(n: Site) -> list[Code | None]:
+    kind = n.node.op_type
+    places = _recurrent_places(n, kind)
+    if places is None:
+        return recurrent_helper(n)
+    both, backward = n.string("direction", "forward") == "bidirectional", n.string("direction") == "reverse"
+    hidden, batch_first = n.fixed(2, 2), bool(n.integer("batch_first") or n.integer("layout"))
+    settings: dict[str, Plain] = {"return_sequences": True, "return_state": True}
+    settings |= {"activation": "relu"} if kind == "RNN" and activations(n)[:1] == ["relu"] else {}
+    settings |= {} if n.has(3) else {"use_bias": False}
+    settings |= {"reset_after": False} if kind == "GRU" and not n.integer("linear_before_reset") else {}
+    settings |= {"go_backwards": True} if backward else {}
+    made = call(_LAYER[kind], hidden, **settings, **typed(n.dtype(1)))
+    made = call("layers.Bidirectional", made) if both else made
+    layer = n.layer(recurrent_stem(n), made, places, (None, None, n.fixed(1, 2)))
+    if layer is None:
+        return recurrent_helper(n)
+    x = n.tensor() if batch_first else permute(n.tensor(), (1, 0, 2))
+    state = _state(n, kind, 2 if both else 1)
+    given: dict[str, Plain] = {} if state is None else {"initial_state": state}
+    y = Var("outputs")
+    ends = [[Var(w) for w in (("hidden", "cell") if kind == "LSTM" else ("hidden",))] for _ in range(2 if both else 1)]
+    n.unpack(layer(x, **given), (y, *(v for pair in ends for v in pair)))
+    out: Code = call("ops.flip", Name(y), axis=1) if backward else Name(y)
+    first = bool(n.integer("layout"))
+    if n.node.domain != "fusile":  # [batch, time, directions * hidden] -> ONNX's own form
+        out = call("ops.reshape", out, (n.dim(0, 0 if first else 1), -1, len(ends), hidden))
+        out = out if first else call("ops.transpose", out, (1, 2, 0, 3))
+    finals = [call("ops.stack", [Name(pair[i]) for pair in ends], axis=1 if first else 0) for i in range(len(ends[0]))]
+    return [out, *finals][: len(n.node.outputs)]
+
+
+def _recurrent_places(n: Site, kind: str) -> dict[str, Place] | None:
+    """Where the weights of a Keras layer lie, or None where that layer cannot express the node."""
+    directions = 2 if n.string("direction", "forward") == "bidirectional" else 1
+    acts, normal = activations(n), plain_activations(kind) * directions
+    relu = kind == "RNN" and acts == ["relu"] * directions
+    plain_form = (not acts or acts == normal or relu) and n.node.attributes.get("clip") is None
+    if not plain_form or n.integer("input_forget") or n.has(4) or n.has(7):
+        return None
+    rows, gates = n.fixed(1, 1), _GATES[kind]
+    out = {}
+    for d in range(directions):
+        path = ("forward_layer.cell.", "backward_layer.cell.")[d] if directions == 2 else "cell."
+        out[f"{path}kernel"] = Place(n.value(1), part=(d,), gates=gates, axes=(1, 0))
+        out[f"{path}recurrent_kernel"] = Place(n.value(2), part=(d,), gates=gates, axes=(1, 0))
+        if n.has(3) and kind == "GRU" and n.integer("linear_before_reset"):
+            out[f"{path}bias"] = Place(n.value(3), part=(d,), shape=(2, rows))
+        elif n.has(3):
+            out[f"{path}bias"] = Place(n.value(3), part=(d,), gates=gates, halves=True)
+    return out
+
+
+def _state(n: Site, kind: str, directions: int) -> Code | None:
+    """The initial states as Keras takes them, where they are more than zeros."""
+    wanted = (5, 6) if kind == "LSTM" else (5,)
+    indices = [i for i in wanted if n.has(i)]
+    if all(is_zero_state(n.printer, n.value(i)) for i in indices):
+        return None
+    states: list[Plain] = []
+    axis = 1 if n.integer("layout") else 0
+    for d in range(directions):
+        for i in wanted:
+            whole = n.tensor(i) if n.has(i) else call("ops.zeros_like", n.tensor(indices[0]))
+            states.append(index(whole, {axis: d}, 3))
+    return code(states)
+
+
+def recurrent_helper(n: Site) -> list[Code | None]:
+    """A recurrence that no layer has: written out, one direction at a time."""
+    kind, directions = n.node.op_type, n.fixed(2, 0)
+    acts = activations(n) or plain_activations(kind) * directions
+    if not set(acts) <= {"sigmoid", "tanh", "relu"}:
+        n.refuse(f"activations {', '.join(acts)} in a recurrence")
+    per = len(acts) // directions
+    words = tuple(tuple(acts[d * per : (d + 1) * per]) for d in range(directions))
+    held, layout = n.node.attributes.get("clip"), bool(n.integer("layout"))
+    turned = layout or bool(n.integer("batch_first"))
+    x = permute(n.tensor(), (1, 0, 2)) if turned else n.tensor()
+    given: dict[str, Plain] = {"bias": n.tensor(3)} if n.has(3) else {}
+    given |= {"lengths": n.tensor(4)} if n.has(4) else {}
+    for i, word in ((5, "hidden"), (6, "cell")):
+        if n.has(i) and (i == 5 or kind == "LSTM") and not is_zero_state(n.printer, n.value(i)):
+            given[word] = permute(n.tensor(i), (1, 0, 2)) if layout else n.tensor(i)
+    if kind == "LSTM":
+        given |= {"peepholes": n.tensor(7)} if n.has(7) else {}
+        given |= {"coupled": True} if n.integer("input_forget") else {}
+    given |= {"reset_after": True} if kind == "GRU" and n.integer("linear_before_reset") else {}
+    given |= {"clip": short_float(held.as_float())} if held is not None else {}
+    call_ = n.helper(kind.lower())(x, n.tensor(1), n.tensor(2), words, n.string("direction", "forward"), **given)
+    targets = [Var("outputs"), Var("hidden"), Var("cell")][: 3 if kind == "LSTM" else 2]
+    n.unpack(call_, tuple(targets))
+    y: Code = Name(targets[0])  # [time, directions, batch, hidden]
+    if n.node.domain == "fusile":
+        y = call("ops.transpose", y, (2, 0, 1, 3) if turned else (0, 2, 1, 3))
+        sizes = (n.dim(0, 0), n.dim(0, 1), directions * n.fixed(2, 2))
+        y = call("ops.reshape", y, sizes)
+    elif layout:
+        y = call("ops.transpose", y, (2, 0, 1, 3))
+    ends = [permute(Name(t), (1, 0, 2)) if layout else Name(t) for t in targets[1:]]
+    return [y, *ends][: len(n.node.outputs)]
+
+
+# ---- pooling and resizing ----------------------------------------------------------------------------
+
+
+def _stateless(n: Site, made: Code) -> Code:
+    layer = n.layer(n.stem(99), made, {})
+    assert layer is not None
+    return layer
+
+
+def max_pool(n: Site) -> Code:
+    w = window(n)
+    if n.used(1):
+        n.refuse("the indices of a max-pooling")
+    if any(d != 1 for d in w.dilations) or n.integer("ceil_mode") or w.dims > 3 or not n.dtype().is_floating_point():
+        return _pool_by_steps(n, w, "max")
+    x, padding = padded(n, w, float("-inf"))
+    settings = without_defaults({"strides": plain(w.strides), "padding": padding}, {"padding": "valid"})
+    return _stateless(n, call(f"layers.MaxPooling{w.dims}D", plain(w.kernel), **settings))(x)
+
+
+def _pool_by_steps(n: Site, w: Window, kind: str, counted: bool = False) -> Code:
+    pads: Plain = w.same or (tuple(w.before), tuple(w.after))
+    extra: dict[str, Plain] = {"count_pads": True} if counted else {}
+    extra |= {"ceil": True} if n.integer("ceil_mode") else {}
+    return n.helper(f"{kind}_pool")(n.tensor(), w.kernel, w.strides, w.dilations, pads, **extra)
+
+
+def average_pool(n: Site) -> Code:
+    w, counted = window(n), bool(n.integer("count_include_pad"))
+    if any(d != 1 for d in w.dilations) or n.integer("ceil_mode") or w.dims > 3:
+        return _pool_by_steps(n, w, "average", counted)
+    padless = not any(w.before) and not any(w.after) and not w.same
+    padding = "same" if not padless and (w.same == "SAME_UPPER" or (not w.same and same_padding(n, w))) else "valid"
+    x = n.tensor()
+    if not padless and (counted or padding == "valid"):
+        if not counted or w.same:
+            return _pool_by_steps(n, w, "average", counted)
+        x, padding = call("ops.pad", x, ((0, 0), *zip(w.before, w.after, strict=True), (0, 0))), "valid"
+    settings = without_defaults({"strides": plain(w.strides), "padding": padding}, {"padding": "valid"})
+    return _stateless(n, call(f"layers.AveragePooling{w.dims}D", plain(w.kernel), **settings))(x)
+
+
+def global_pool(function: str) -> Row:
+    def row(n: Site) -> Code:
+        axes = tuple(range(1, n.rank() - 1)) if n.channels_last else tuple(range(2, n.rank()))
+        return call(function, n.tensor(), axis=axes if len(axes) > 1 else axes[0], keepdims=True)
+
+    return row
+
+
+def lp_pool(n: Site) -> Code:
+    n.refuse("Lp pooling has no word in Keras")
+
+
+def global_lp_pool(n: Site) -> Code:
+    p, axes = n.integer("p", 2), tuple(range(1, n.rank() - 1))
+    powers = call("ops.sum", call("ops.power", call("ops.abs", n.tensor()), float(p)), axis=axes, keepdims=True)
+    return call("ops.power", powers, short_float(1.0 / p))
+
+
+def resize(n: Site) -> Code:
+    plan = resize_plan(n)
+    x, rank = n.tensor(), n.rank()
+    if not plan.axes:
+        return x
+    whole = plan.scales is not None and all(s == int(s) and s >= 1 for s in plan.scales)
+    if rank == 4 and plan.axes == [2, 3] and plan.simple and not plan.antialias and whole:
+        word = {("nearest", "floor", "asymmetric"): "nearest", ("linear", "", "half_pixel"): "bilinear"}.get(plan.kind())
+        if word is not None:
+            assert plan.scales is not None
+            scale = plain([int(s) for s in plan.scales])
+            settings = without_defaults({"interpolation": word}, {"interpolation": "nearest"})
+            return _stateless(n, call("layers.UpSampling2D", scale, **settings))(x)
+    for position, axis in enumerate(plan.axes):
+        size, options = axis_options(n, plan, position)
+        own = (0, rank - 1, *range(1, rank - 1))[axis] if n.channels_last else axis
+        x = n.let(n.helper("resize_axis")(x, own, size, **options))
+    return x
+
+
+LAYERS: Mapping[str, Row] = {
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "Linear": linear,
+    "Gather": gather,
+    "BatchNormalization": batch_norm,
+    "LayerNormalization": layer_norm,
+    "RMSNormalization": rms_norm,
+    "GroupNormalization": group_norm,
+    "InstanceNormalization": instance_norm,
+    "LRN": local_response,
+    "LSTM": recurrent,
+    "GRU": recurrent,
+    "RNN": recurrent,
+    "MaxPool": max_pool,
+    "AveragePool": average_pool,
+    "GlobalAveragePool": global_pool("ops.mean"),
+    "GlobalMaxPool": global_pool("ops.max"),
+    "GlobalLpPool": global_lp_pool,
+    "Resize": resize,
+}
+"""One row per operator that is a layer of Keras."""

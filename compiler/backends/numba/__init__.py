@@ -1,0 +1,1 @@
+"""Loop kernels and plans as Python source for Numba: what its CPU and CUDA targets share."""
