@@ -15,7 +15,9 @@ from fusile.ir.plan import Plan, Variant, plan_text
 from fusile.ir.tensor import Program, Stage
 from fusile.ir.text import program_text
 from fusile.options import Options
+from fusile.backends.native import scalars
 from fusile.passes import fuse, inline, layout, pack
+from fusile.passes.finish import finish
 from fusile.passes.fuse import Group
 from fusile.passes.inline import Log
 from fusile.passes.lower import lower as lower_group
@@ -109,23 +111,12 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
     """The plan of a model for the native backend."""
     program, groups = tensor_program(source, options, target, trace)
     kernels: list[tuple[Kernel, Kernel]] = []
+    printable = scalars.capabilities(target)
 
     def lowered(group: Group) -> tuple[Variant, ...]:
         naive = lower_group(group, f"kernel{len(kernels)}")
         fast = cpu.schedule(naive, target) if options.opt_level else naive
-        from fusile.ir.loops import map_exprs as _m
-        from fusile.ir.expr import substitute as _s, rebuild as _r, Apply as _A, raw_apply as _raw
-        from fusile.ir.types import F32 as _F
-        def _c(e, memo={}):
-            if e in memo: return memo[e]
-            o = _r(e, tuple(_c(x) for x in e.children)) if e.children else e
-            if isinstance(o,_A) and o.op=='add' and o.dtype is _F:
-                a,b=o.args
-                if isinstance(b,_A) and b.op=='mul': o=_raw('fma',(b.args[0],b.args[1],a),_F)
-                elif isinstance(a,_A) and a.op=='mul': o=_raw('fma',(a.args[0],a.args[1],b),_F)
-            memo[e]=o
-            return o
-        fast = fast.with_body(_m(fast.body, _c))
+        fast = finish(fast, printable)
         kernels.append((naive, fast))
         return (Variant(None, fast, arguments(fast)),)
 

@@ -24,7 +24,8 @@ POINTS = 400_000
 
 @dataclass(frozen=True)
 class Case:
-    """A function: its reference, where it must be accurate, where most points go, and how many operations it may have."""
+    """A function: its reference, where it must be accurate, where most points go, and how many operations it
+    may have."""
 
     reference: Callable[[Array], Array]
     domain: tuple[float, float]
@@ -82,8 +83,39 @@ def test_operation_count(name: str) -> None:
 
 
 SPECIAL = np.array(
-    [0.0, -0.0, 1, -1, 0.5, -0.5, 2, -2, math.inf, -math.inf, math.nan, 1e30, -1e30, 1e-30, -1e-30, 1e-40, -1e-40]
-    + [88.72283, 88.72284, 89, 1000, -87.33, -103, -110, -1000, 3.4028235e38, -3.4028235e38, 2.0**-126, 1.0000001]
+    [
+        0.0,
+        -0.0,
+        1,
+        -1,
+        0.5,
+        -0.5,
+        2,
+        -2,
+        math.inf,
+        -math.inf,
+        math.nan,
+        1e30,
+        -1e30,
+        1e-30,
+        -1e-30,
+        1e-40,
+        -1e-40,
+    ]
+    + [
+        88.72283,
+        88.72284,
+        89,
+        1000,
+        -87.33,
+        -103,
+        -110,
+        -1000,
+        3.4028235e38,
+        -3.4028235e38,
+        2.0**-126,
+        1.0000001,
+    ]
     + [0.99999994, -1.0000001, 0.55, 0.54999995, 4.0, 10.0, math.pi, math.pi / 2],
     np.float32,
 )

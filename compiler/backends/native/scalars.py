@@ -5,7 +5,9 @@ from __future__ import annotations
 import struct
 
 from fusile.ir.expr import Number
+from fusile.capabilities import Capabilities, casts_between
 from fusile.ir.types import BF16, BOOL, F16, F32, F64, DType
+from fusile.target import X86_64, TargetSpec
 
 REGISTER = {BOOL: "i1", F16: "half", BF16: "bfloat", F32: "float", F64: "double"}
 LETTER = {"i1": "i1", "half": "f16", "bfloat": "bf16", "float": "f32", "double": "f64"}
@@ -34,6 +36,12 @@ INTRINSIC: dict[str, str] = {
 
 LIBM: frozenset[str] = frozenset({"exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "tanh", "erf", "pow"})
 """Float operations that call libm, lane by lane, where legalisation left them (f64)."""
+
+
+def capabilities(target: TargetSpec) -> Capabilities:
+    """What this printer takes for a target."""
+    halves = target.has("f16c") if target.arch == X86_64 else True
+    return Capabilities(has_fma=target.has_fma, storage_casts=casts_between([F16]) if halves else frozenset(), saturating_casts=True)
 
 
 def register_type(t: DType) -> str:

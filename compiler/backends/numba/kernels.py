@@ -1,0 +1,376 @@
+"""Loop kernels as Python functions: one text per structure, shared by the kernels that differ in sizes alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from fusile.backends.numba import scalars
+from fusile.backends.numba.expressions import LARGEST_LITERAL, Context, Holes, Lines, Names, Printer, legal
+from fusile.ir import index as ix
+from fusile.ir.expr import Apply, Axis, Const, Expr, Guard, Load, free, nodes
+from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Kind, Stmt, Store, accesses, stmt_exprs, walk, written
+from fusile.ir.types import I64, DType
+from fusile.passes.legalise import Legaliser
+
+LANES = 64
+"""Innermost loops up to this many iterations keep their number: the compiler unrolls and vectorises them by it."""
+
+RESERVED = ("np", "math", "cuda", "prange", "range", "error", "numba", "libdevice", "abs", "min", "max", "int", "task", "kernel", "helper", *scalars.NUMPY_NAMES)
+"""Names that generated functions use besides their own."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Template:
+    """A kernel as text with marks in place of literals that may differ between kernels of one structure.
+
+    `params` are its arrays in the order of its arguments (scratch arrays of a GPU included), `holes` the marks' values in the order of
+    the text.
+    """
+
+    name: str
+    doc: str
+    decorator: str
+    arrays: tuple[str, ...]
+    params: tuple[Buffer, ...]
+    checks: bool
+    text: str
+    holes: tuple[Expr, ...]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (self.decorator, self.arrays, self.checks, self.text)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Function:
+    """A kernel function of the module; `extra` are the values of its size arguments, one list per argument, by kernel."""
+
+    name: str
+    text: str
+    params: tuple[Buffer, ...]
+    checks: bool
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Use:
+    """A kernel's function and what it is called with after its arrays: sizes (host expressions)."""
+
+    function: Function
+    params: tuple[Buffer, ...]
+    extra: tuple[Expr, ...]
+
+
+class Dialect(Protocol):
+    """What a target prints its own way."""
+
+    def decorator(self, kernel: Kernel) -> str: ...
+    def alloc(self, buffer: Buffer, shape: str, word: str) -> str | None: ...
+    def loops(self, p: KernelPrinter, s: For) -> bool:
+        """Print a loop that is not serial; False where it is printed as a serial one."""
+        ...
+
+    def store(self, p: KernelPrinter, s: Store) -> bool:
+        """Print a store in a special way; False where it is printed plainly."""
+        ...
+
+    def scratch(self, kernel: Kernel) -> tuple[Buffer, ...]:
+        """Local arrays that the caller provides, shared out among blocks."""
+        ...
+
+
+class KernelPrinter:
+    """Prints one kernel."""
+
+    def __init__(self, kernel: Kernel, dialect: Dialect, use: scalars.Use, site: Callable[[str], int]) -> None:
+        self.kernel, self.dialect = kernel, dialect
+        self.written = written(kernel.body)
+        self.scratch = dialect.scratch(kernel)
+        self.names = Names(RESERVED)
+        self.params = (*kernel.params, *self.scratch)
+        self.arrays = tuple(self.names.name(b, self._role(b)) for b in self.params)
+        self.lines = Lines(1)
+        self.holes = Holes()
+        sizes: dict[Expr, str] = {}
+        bounds: dict[Expr, tuple[Expr, str]] = {}
+        self._shapes(sizes, bounds)
+        prefix = {b: "cuda.blockIdx.x" for b in self.scratch}
+        self.context = Context(self.lines, self.names, use, self.holes, site, sizes, bounds, prefix)
+        self.legaliser = Legaliser(scalars.CAPABILITIES, kernel.origins[0] if kernel.origins else "")
+        self.depth_of: dict[Axis, int] = {}
+
+    def _role(self, b: Buffer) -> str:
+        if b in self.scratch:
+            return "memory"
+        return "out" if b in self.written else "w" if b.constant else "x"
+
+    def _shapes(self, sizes: dict[Expr, str], bounds: dict[Expr, tuple[Expr, str]]) -> None:
+        for b, index, _ in self._accesses():
+            if b not in self.kernel.params:
+                continue
+            for d, (i, n) in enumerate(zip(index, b.shape, strict=True)):
+                bounds.setdefault(i, (n, f"{self.names.of[b]}.shape[{d}]"))
+        for b in self.kernel.params:
+            for d, n in enumerate(b.shape):
+                if not isinstance(n, Const):
+                    sizes.setdefault(n, f"{self.names.of[b]}.shape[{d}]")
+
+    def _accesses(self) -> list[tuple[Buffer, tuple[Expr, ...], bool]]:
+        found = accesses(self.kernel.body)
+        return [x for x in found if x[2]] + [x for x in found if not x[2]]
+
+    def template(self) -> Template:
+        self.body(self.kernel.body)
+        text = "\n".join(self.lines.lines)
+        order = [int(n) for n in re.findall(r"\x00(\d+)\x01", text)]
+        text = re.sub(r"\x00\d+\x01", "\x00", text)
+        checks = any(isinstance(n, Guard) for s in walk(self.kernel.body) for e in stmt_exprs(s) for n in nodes(e))
+        return Template(
+            self.kernel.name, "; ".join(self.kernel.schedule), self.dialect.decorator(self.kernel), self.arrays, self.params, checks, text,
+            tuple(self.holes.values[n] for n in order),
+        )  # fmt: skip
+
+    # ---- statements ----------------------------------------------------------------------------------------------------------------
+
+    def body(self, body: Iterable[Stmt]) -> None:
+        for s in body:
+            match s:
+                case For():
+                    if not self.dialect.loops(self, s):
+                        self.serial(s)
+                case If():
+                    p = self.printer(self.legal(s.condition))
+                    self.lines.add(f"if {p.text(self.legal(s.condition)).text}:")
+                    self.nested(s.body)
+                case Alloc():
+                    self._alloc(s.buffer)
+                case Store():
+                    if not self.dialect.store(self, s):
+                        self.store(s)
+
+    def legal(self, e: Expr) -> Expr:
+        return legal(e, self.legaliser)
+
+    def printer(self, *roots: Expr) -> Printer:
+        return Printer(self.context, roots)
+
+    def nested(self, body: Iterable[Stmt]) -> None:
+        self.lines.depth += 1
+        self.body(body)
+        self.lines.depth -= 1
+
+    def serial(self, s: For) -> None:
+        self.lines.add(f"for {self.axis(s.axis)} in range({self.extent(s)}):")
+        self.nested(s.body)
+
+    def axis(self, a: Axis) -> str:
+        return self.names.name(a, a.name)
+
+    def extent(self, s: For) -> str:
+        """The text of a loop's extent: a number, the size of an array that the loop runs along, or an expression."""
+        n = ix.number(s.axis.extent)
+        innermost = not any(isinstance(x, For) for x in walk(s.body))
+        if n is not None and (n <= LARGEST_LITERAL or (innermost and n <= LANES)):
+            return str(n)
+        known = self.context.bounds.get(s.axis)
+        if known is not None and known[0] is s.axis.extent:
+            return known[1]
+        return self.printer(s.axis.extent).text(s.axis.extent).text
+
+    def collapsed(self, s: For) -> tuple[list[For], tuple[Stmt, ...]]:
+        """Perfectly nested loops of one kind from `s` inwards, and what is inside."""
+        loops = [s]
+        while len(loops[-1].body) == 1:
+            below = loops[-1].body[0]
+            if not isinstance(below, For) or below.kind is not s.kind or any(x.axis in free(below.axis.extent) for x in loops):
+                break
+            loops.append(below)
+        return loops, loops[-1].body
+
+    def digits(self, task: str, loops: Sequence[For], extents: Sequence[str]) -> None:
+        """The axes of collapsed loops out of the number of a task."""
+        for k, s in enumerate(loops):
+            below = [atom(x) for x in extents[k + 1 :]]
+            text = task
+            if below:
+                text = f"{task} // {below[0]}" if len(below) == 1 else f"{task} // ({' * '.join(below)})"
+            if k:
+                text = f"{text} % {atom(extents[k])}"
+            self.lines.add(f"{self.axis(s.axis)} = {text}")
+
+    def _alloc(self, b: Buffer) -> None:
+        name = self.names.name(b, local_name(b))
+        if not b.shape or b in self.scratch:
+            return
+        p = self.printer(*b.shape)
+        parts = [str(x.value) if isinstance(x, Const) else p.text(x).text for x in b.shape]
+        shape = parts[0] if len(parts) == 1 else f"({', '.join(parts)})"
+        text = self.dialect.alloc(b, shape, scalars.numpy_name(b.dtype))
+        if text is not None:
+            self.lines.add(f"{name} = {text}")
+
+    def store(self, s: Store) -> None:
+        """buffer[index] = value, or += where the value adds to what is there."""
+        self.names.name(s.buffer, local_name(s.buffer))
+        index = tuple(map(self.legal, s.index))
+        value = self.legal(s.value)
+        update = _update(s, value)
+        p = self.printer(*index, update[1] if update is not None else value)
+        target = p.element(s.buffer, index)
+        if update is not None:
+            self.lines.add(f"{target} {update[0]}= {p.text(update[1]).text}")
+        else:
+            self.lines.add(f"{target} = {p.text(value).text}")
+
+
+def atom(text: str) -> str:
+    return text if re.fullmatch(r"[\w.\[\]\x00\x01]+", text) else f"({text})"
+
+
+def _update(s: Store, value: Expr) -> tuple[str, Expr] | None:
+    """The sign and the operand of `x = x + e`, in types that keep theirs."""
+    if not isinstance(value, Apply) or value.op not in ("add", "mul", "sub") or not (value.dtype.is_float or value.dtype is I64):
+        return None
+    old, new = value.args
+    if isinstance(old, Load) and old.source is s.buffer and old.index == s.index and value.dtype is not I64:
+        return {"add": "+", "mul": "*", "sub": "-"}[value.op], new
+    return None
+
+
+_PLAIN = re.compile(r"\.([a-z_]+)$")
+_WORDS = re.compile(r"^[a-z_]+$")
+
+
+def local_name(b: Buffer) -> str:
+    """A short name of a local, the same for equal kernels of different nodes."""
+    stem = b.name.removesuffix("_acc")
+    found = _PLAIN.search(stem)
+    if found:
+        word = found.group(1)
+    elif _WORDS.match(stem) and stem != b.name.removesuffix("_acc") + "_acc":
+        word = stem
+    else:
+        word = "acc" if b.name.endswith("_acc") or not b.shape else "kept"
+    return word
+
+
+# ---- sharing ---------------------------------------------------------------------------------------------------------------------
+
+
+class Library:
+    """The kernel functions of a module: kernels of one structure share one."""
+
+    def __init__(self, dialect: Dialect, use: scalars.Use, site: Callable[[str], int]) -> None:
+        self.dialect, self.use, self.site = dialect, use, site
+        self.groups: dict[tuple[object, ...], list[tuple[Kernel, Template]]] = {}
+        self.found: dict[Kernel, tuple[object, ...]] = {}
+
+    def add(self, kernel: Kernel) -> None:
+        if kernel in self.found:
+            return
+        t = KernelPrinter(kernel, self.dialect, self.use, self.site).template()
+        self.found[kernel] = t.key
+        self.groups.setdefault(t.key, []).append((kernel, t))
+
+    def functions(self, taken: Iterable[str]) -> tuple[list[Function], dict[Kernel, Use]]:
+        """Every function, in the order of first use, and how each kernel is called."""
+        names = Names(taken)
+        functions: list[Function] = []
+        uses: dict[Kernel, Use] = {}
+        for members in self.groups.values():
+            function, extras = _merged(members, names.fresh(members[0][1].name))
+            functions.append(function)
+            for (kernel, t), extra in zip(members, extras, strict=True):
+                uses[kernel] = Use(function, t.params, extra)
+        return functions, uses
+
+
+def _merged(members: list[tuple[Kernel, Template]], name: str) -> tuple[Function, list[tuple[Expr, ...]]]:
+    """One function for kernels of one structure: literals on which all agree stay, the others are arguments."""
+    first = members[0][1]
+    columns = list(zip(*(t.holes for _, t in members), strict=True))
+    arguments: dict[tuple[Expr, ...], str] = {}
+    texts: list[str] = []
+    inner = Names(set(re.findall(r"[A-Za-z_]\w*", first.text)) | set(RESERVED) | set(first.arrays))
+    for column in columns:
+        head = column[0]
+        if isinstance(head, Const) and all(c is head for c in column):
+            texts.append(scalars.literal(head.value, head.dtype).text)
+        else:
+            if column not in arguments:
+                arguments[column] = inner.fresh("size" if head.dtype is I64 else "number")
+            texts.append(arguments[column])
+    pieces = first.text.split("\x00")
+    body = pieces[0] + "".join(x + y for x, y in zip(texts, pieces[1:], strict=True))
+    params = [*first.arrays, *(["error"] if first.checks else []), *arguments.values()]
+    head_text = signature(name, params)
+    doc = f'    """{first.doc}."""\n' if first.doc else ""
+    text = f"@{first.decorator}\n{head_text}\n{doc}{body}\n"
+    extras = [tuple(column[k] for column in arguments) for k in range(len(members))]
+    return Function(name, text, first.params, first.checks), extras
+
+
+def signature(name: str, params: Sequence[str], width: int = 100) -> str:
+    """`def name(…):`, on several lines where it is long."""
+    line = f"def {name}({', '.join(params)}):"
+    if len(line) <= width:
+        return line
+    rows: list[str] = []
+    row = "   "
+    for p in params:
+        if len(row) + len(p) + 2 > width:
+            rows.append(row)
+            row = "   "
+        row += f" {p},"
+    return "\n".join([f"def {name}(", *rows, row, "):"])
+
+
+def typed_literal(e: Expr) -> str:
+    assert isinstance(e, Const)
+    return scalars.literal(e.value, e.dtype).text
+
+
+def word_of(t: DType) -> str:
+    return scalars.numpy_name(t)
+
+
+def renamed(kernel: Kernel, name: str) -> Kernel:
+    return replace(kernel, name=name)
+
+
+# ---- the CPU ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """Numba on a CPU: tasks are iterations of a prange, locals numpy arrays."""
+
+    def decorator(self, kernel: Kernel) -> str:
+        return "parallel_kernel" if any(isinstance(s, For) and s.kind is Kind.PARALLEL for s in walk(kernel.body)) else "kernel"
+
+    def alloc(self, buffer: Buffer, shape: str, word: str) -> str | None:
+        return f"np.empty({shape}, {word})"
+
+    def loops(self, p: KernelPrinter, s: For) -> bool:
+        if s.kind is not Kind.PARALLEL:
+            return False
+        loops, inside = p.collapsed(s)
+        extents = [p.extent(x) for x in loops]
+        if len(loops) == 1:
+            p.lines.add(f"for {p.axis(s.axis)} in prange({extents[0]}):")
+            p.nested(inside)
+            return True
+        p.lines.add(f"for task in prange({' * '.join(map(atom, extents))}):")
+        p.lines.depth += 1
+        p.digits("task", loops, extents)
+        p.body(inside)
+        p.lines.depth -= 1
+        return True
+
+    def store(self, p: KernelPrinter, s: Store) -> bool:
+        return False
+
+    def scratch(self, kernel: Kernel) -> tuple[Buffer, ...]:
+        return ()
