@@ -16,7 +16,7 @@ from fusile.ir.tensor import Program, Stage
 from fusile.ir.text import program_text
 from fusile.options import Options
 from fusile.backends.native import scalars
-from fusile.passes import fuse, inline, layout, pack
+from fusile.passes import fuse, inline, layout, pack, strict
 from fusile.passes.finish import finish
 from fusile.passes.fuse import Group
 from fusile.passes.inline import Log
@@ -53,6 +53,7 @@ def graph(source: Any, options: Options) -> ir.Model:
     model = frontend.load(source, dims=dict(options.dims))
     frontend.expand(model, defined)
     clean_up(model)
+    strict.check_graph("clean_up", model)
     return model
 
 
@@ -99,10 +100,12 @@ PIPELINES: dict[int, tuple[tuple[str, ProgramPass], ...]] = {0: PLAIN, 1: TILED,
 def tensor_program(source: Any, options: Options, target: TargetSpec, trace: Trace) -> tuple[Program, list[Group]]:
     """The grouped tensor program of a model."""
     program = lower(graph(source, options))
+    strict.check_program("to_tensor", None, program)
     trace.text("program", lambda: program_text(program))
     settings = Settings(options, target, trace.log)
     for name, step in PIPELINES[options.opt_level]:
-        program = step(program, settings)
+        before, program = program, step(program, settings)
+        strict.check_program(name, before, program)
         trace.text(name, lambda p=program: program_text(p))  # type: ignore[misc]
     return program, fuse.group(program, trace.log, settings.same)
 
@@ -115,12 +118,16 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
 
     def lowered(group: Group) -> tuple[Variant, ...]:
         naive = lower_group(group, f"kernel{len(kernels)}")
-        fast = cpu.schedule(naive, target) if options.opt_level else naive
-        fast = finish(fast, printable)
+        strict.check_lowered(group, naive)
+        scheduled = cpu.schedule(naive, target) if options.opt_level else naive
+        strict.check_kernel("schedule", naive, scheduled)
+        fast = finish(scheduled, printable)
+        strict.check_kernel("finish", scheduled, fast, proofs=False)
         kernels.append((naive, fast))
         return (Variant(None, fast, arguments(fast)),)
 
     made = build_plan(program, groups, lowered)
+    strict.check_plan(program, made)
     trace.text("loops", lambda: "\n".join(kernel_text(n) for n, _ in kernels))
     trace.text("schedule", lambda: "\n".join(kernel_text(f) for _, f in kernels))
     trace.text("plan", lambda: plan_text(made))

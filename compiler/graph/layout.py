@@ -219,14 +219,8 @@ def _plan(graph: ir.Graph) -> _Plan:
         if value.is_graph_output():
             readers.append(_FIRST)
         network.value(value, source, readers)
-    first = network.first_side()
-    plan = _Plan()
-    for node in graph:
-        if kinds[node] != "first" and (node, "in") not in first:
-            plan.inside.add(node)
-        if kinds[node] != "first" and (node, "out") not in first:
-            plan.outside.add(node)
-    return plan
+    last = network.last_side()
+    return _Plan({node for node in graph if (node, "in") in last}, {node for node in graph if (node, "out") in last})
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
@@ -273,26 +267,27 @@ class _Network:
             self.edge(to_last, reader, _MUCH)
             self.edge(reader, to_first, _MUCH)
 
-    def first_side(self) -> set[_Point]:
-        """Everything that stays with `first` after as much flow as there is."""
+    def last_side(self) -> set[_Point]:
+        """What is cut off with `last` after as much flow as there is: no more than need be."""
         while True:
-            came: dict[_Point, _Point] = {_FIRST: _FIRST}
-            queue: deque[_Point] = deque([_FIRST])
-            while queue and _LAST not in came:
+            came: dict[_Point, _Point] = {_LAST: _LAST}
+            queue: deque[_Point] = deque([_LAST])
+            while queue and _FIRST not in came:
                 at = queue.popleft()
-                for then, left in self.capacity[at].items():
-                    if left > 0 and then not in came:
-                        came[then] = at
-                        queue.append(then)
-            if _LAST not in came:
+                for before in self.capacity[at]:  # every edge has its reverse in the table
+                    if self.capacity[before][at] > 0 and before not in came:
+                        came[before] = at
+                        queue.append(before)
+            if _FIRST not in came:
                 return set(came)
             self._push(came)
 
     def _push(self, came: Mapping[_Point, _Point]) -> None:
-        path, at = [], _LAST
-        while at != _FIRST:
-            path.append((came[at], at))
-            at = came[at]  # type: ignore[assignment]
+        path: list[tuple[_Point, _Point]] = []
+        at: _Point = _FIRST
+        while at != _LAST:
+            path.append((at, came[at]))
+            at = came[at]
         amount = min(self.capacity[a][b] for a, b in path)
         for a, b in path:
             self.capacity[a][b] -= amount

@@ -95,37 +95,46 @@ def expr(p: Mapping[Monomial, int]) -> Expr:
 
 
 def _recombined(p: Mapping[Monomial, int]) -> Mapping[Monomial, int]:
-    """d * (x // d) + x mod d  ->  x"""
+    """d * (x // d) + x mod d  ->  x, and d * (x / d) + x rem d  ->  x, where d > 0"""
     for monomial, c in p.items():
         for atom in monomial:
-            if not (isinstance(atom, Apply) and atom.op == "mod"):
+            if not (isinstance(atom, Apply) and atom.op in _QUOTIENTS and positive(poly(atom.args[1]))):
                 continue
-            x, d = atom.args
+            x = atom.args[0]
             rest = list(monomial)
             rest.remove(atom)
-            wanted = _wanted(p, tuple(rest), c, x, d)
+            wanted = _wanted(p, tuple(rest), c, atom)
             if wanted is not None:
                 out = add(add(p, wanted, -1), {monomial: c}, -1)
                 return _recombined(add(out, multiply({tuple(rest): c}, poly(x))))
     return p
 
 
-def _wanted(p: Mapping[Monomial, int], rest: Monomial, c: int, x: Expr, d: Expr) -> Poly | None:
+_QUOTIENTS = {"mod": "floordiv", "rem": "div"}
+
+
+def _wanted(p: Mapping[Monomial, int], rest: Monomial, c: int, remainder: Apply) -> Poly | None:
     """The terms of p that are rest * c * d * (x // d), in whichever of its forms they stand there."""
-    quotient = poly(_divide("floordiv", x, d))
-    wanted = multiply({rest: c}, multiply(quotient, poly(d)))
+    x, d = remainder.args
+    op = _QUOTIENTS[remainder.op]
+
+    def quotient(a: Expr, b: Expr) -> Expr:
+        # The truncating forms are what legalisation makes: as they stand.
+        return _divide(op, a, b) if op == "floordiv" else raw_apply(op, (a, b), I64)
+
+    wanted = multiply({rest: c}, multiply(poly(quotient(x, d)), poly(d)))
     if wanted and all(p.get(m) == k for m, k in wanted.items()):
         return wanted
     beside = multiply({rest: c}, poly(d))
     for monomial, k in p.items():
         for atom in monomial:
-            if not (isinstance(atom, Apply) and atom.op == "floordiv"):
+            if not (isinstance(atom, Apply) and atom.op == op):
                 continue
             others = list(monomial)
             others.remove(atom)
             factor, left = split(poly(atom.args[1]), poly(d))
             # y // (g d) is (y // g) // d, and y // g may be written as x is.
-            if beside == {tuple(others): k} and factor and not left and _divide("floordiv", atom.args[0], expr(factor)) is x:
+            if beside == {tuple(others): k} and factor and not left and quotient(atom.args[0], expr(factor)) is x:
                 return {monomial: k}
     return None
 
@@ -247,9 +256,9 @@ def _bound(atom: Expr, upper: bool) -> Poly | None:
         return extreme(add(poly(atom.extent), {(): -1}), True) if upper else {}
     if isinstance(atom, Apply):
         a, b = atom.args[0], atom.args[-1]
-        if atom.op == "mod" and positive(poly(b)):
+        if (atom.op == "mod" or (atom.op == "rem" and nonnegative(poly(a)))) and positive(poly(b)):
             return extreme(add(poly(b), {(): -1}), True) if upper else {}
-        if atom.op == "floordiv" and positive(poly(b)) and nonnegative(poly(a)):
+        if atom.op in ("floordiv", "div") and positive(poly(b)) and nonnegative(poly(a)):
             if not upper:
                 return {}
             most = extreme(poly(a), True)
@@ -360,7 +369,7 @@ def number(e: Expr | int) -> int | None:
 
 
 def coefficient(e: Expr, at: Axis) -> Expr | None:
-    """The factor of an axis in an index expression: a constant, a product of dims, or None where it is not
+    """The factor of an axis in an index expression: a constant, a product of sizes, or None where it is not
     linear in the axis.
     """
     out: Poly = {}
@@ -368,12 +377,21 @@ def coefficient(e: Expr, at: Axis) -> Expr | None:
         if at in monomial:
             rest = list(monomial)
             rest.remove(at)
-            if any(not isinstance(x, Dim) for x in rest):
+            if any(not _of_dims(x) for x in rest):
                 return None
             out = add(out, {tuple(rest): c})
         elif any(at in x.children or _mentions(x, at) for x in monomial):
             return None
     return expr(out)
+
+
+def _of_dims(e: Expr) -> bool:
+    """Whether an atom is a size: made of dims and numbers alone."""
+    from fusile.ir.expr import Load, free, nodes
+
+    return isinstance(e, Dim) or (
+        all(isinstance(v, Dim) for v in free(e)) and not any(isinstance(n, Load) for n in nodes(e))
+    )
 
 
 def _mentions(e: Expr, at: Axis) -> bool:

@@ -159,7 +159,7 @@ def _safe_divisor(b: Expr) -> bool:
     if isinstance(b, Apply) and b.op == "select" and isinstance(b.args[1], Const) and b.args[1].value == 1:
         return b.args[0] is _partial(b.args[2])
     partial = _partial(b)
-    return isinstance(partial, Const) and not partial.value or b.dtype is I64 and ix.positive(ix.poly(b))
+    return (isinstance(partial, Const) and not partial.value) or (b.dtype is I64 and ix.positive(ix.poly(b)))
 
 
 def _floored(op: str, a: Expr, b: Expr, truncates: bool, target: Capabilities) -> Expr:
@@ -211,29 +211,41 @@ def _integer_power(a: Expr, n: int) -> Expr:
         negative = const(-1 if n % 2 else 1, t)
         return select(eq(a, 1), const(1, t), select(eq(a, -1), negative, const(0, t)))
     out: Expr | None = None
+    square = _opaque(a)
     while n:
         if n & 1:
-            out = a if out is None else out * a
+            out = square if out is None else out * square
         n >>= 1
         if n:
-            a = a * a
-    return const(1, t) if out is None else out
+            square = square * square
+    return const(1, t) if out is None else _closed(out, t)
 
 
 def _any_integer_power(a: Expr, n: Expr) -> Expr:
     """a to any power: one multiplication for every bit of the exponent that can be set."""
     t = a.dtype
     signed = t.kind == "i"
-    out: Expr = const(1, t)
-    square = a
+    square = _opaque(a)
+    out: Expr = const(1, square.dtype)
     for bit in range(t.bits - signed):
-        out = select(ne(apply("and", apply("shr", n, const(bit, t)), const(1, t)), 0), out * square, out)
+        is_set = ne(apply("and", apply("shr", n, const(bit, t)), const(1, t)), 0)
+        out = select(is_set, out * square, out)
         square = square * square
+    out = _closed(out, t)
     if not signed:
         return out
     alternating = select(ne(apply("and", n, const(1, t)), 0), const(-1, t), const(1, t))
     negative = select(eq(a, 1), const(1, t), select(eq(a, -1), alternating, const(0, t)))
     return select(n < 0, negative, out)
+
+
+def _opaque(a: Expr) -> Expr:
+    """An i64 number as a u64 one: index arithmetic would write out the polynomial that a power of it is."""
+    return apply("bitcast", a, dtype=U64) if a.dtype is I64 else a
+
+
+def _closed(a: Expr, t: DType) -> Expr:
+    return a if a.dtype is t else apply("bitcast", a, dtype=t)
 
 
 # ---- floats ------------------------------------------------------------------------------------------------

@@ -52,6 +52,22 @@ def legalise(e: Expr, target: Capabilities, site: str = "") -> Expr:
     return Legaliser(target, site)(e)
 
 
+def _bottom_up(e: Expr, done: dict[Expr, Expr], visit: Callable[[Expr], Expr]) -> Expr:
+    """`visit` on every node not yet in `done`, children first, without recursion: fused chains are deep."""
+    pending = [e]
+    while pending:
+        x = pending[-1]
+        waiting = [c for c in x.children if c not in done] if x not in done else []
+        pending.extend(waiting)
+        if waiting:
+            continue
+        pending.pop()
+        if x not in done:
+            out = visit(x)
+            done[x] = done[out] = out
+    return done[e]
+
+
 class Legaliser:
     """`legalise` with a memory, for the expressions of one kernel."""
 
@@ -61,11 +77,7 @@ class Legaliser:
         self._done: dict[Expr, Expr] = {}
 
     def __call__(self, e: Expr) -> Expr:
-        done = self._done.get(e)
-        if done is None:
-            done = self._visit(e)
-            self._done[e] = self._done[done] = done
-        return done
+        return _bottom_up(e, self._done, self._visit)
 
     def _visit(self, e: Expr) -> Expr:
         children = tuple(self(c) for c in e.children)
@@ -276,12 +288,10 @@ def contract(e: Expr) -> Expr:
     memo: dict[Expr, Expr] = {}
 
     def visit(x: Expr) -> Expr:
-        if x not in memo:
-            out = rebuild(x, tuple(visit(c) for c in x.children))
-            memo[x] = _fused(out) if isinstance(out, Apply) and out.dtype in (F32, F64) else out
-        return memo[x]
+        out = rebuild(x, tuple(memo[c] for c in x.children))
+        return _fused(out) if isinstance(out, Apply) and out.dtype in (F32, F64) else out
 
-    return visit(e)
+    return _bottom_up(e, memo, visit)
 
 
 def _fused(e: Apply) -> Expr:

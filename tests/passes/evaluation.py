@@ -53,10 +53,15 @@ def _two_products(a: Array, b: Array) -> tuple[Array, Array]:
 def fma(a: Array, b: Array, c: Array) -> Array:
     """a * b + c, rounded once (in f64 nearly so)."""
     if np.result_type(a, b, c) == np.float32:
-        return np.asarray((a.astype(np.float64) * b.astype(np.float64) +
-        c.astype(np.float64)).astype(np.float32)) a, b, c = np.broadcast_arrays(a, b, c) product, rest =
-        _two_products(a, b) total = product + c moved = total - product lost = (product - (total - moved)) +
-        (c - moved) out = total + (lost + rest) return np.where(np.isfinite(out) & (out != 0), out, a * b + c)
+        wide = a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)
+        return np.asarray(wide.astype(np.float32))
+    a, b, c = np.broadcast_arrays(a, b, c)
+    product, rest = _two_products(a, b)
+    total = product + c
+    moved = total - product
+    lost = (product - (total - moved)) + (c - moved)
+    out = total + (lost + rest)
+    return np.where(np.isfinite(out) & (out != 0), out, a * b + c)
 
 
 def ulps(got: Array, wanted: Array) -> Array:

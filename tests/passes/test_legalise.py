@@ -3,8 +3,6 @@ and what stays."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from evaluation import Array, argument, evaluate, every_exponent, fma, same
@@ -18,8 +16,10 @@ from fusile.passes.legalise import Legaliser, contract, legalise, violations
 
 TARGET = Capabilities()
 BARE = Capabilities(operations=CORE, typed_operations=frozenset())
+SATURATING = Capabilities(saturating_casts=True)
 FLOORS = Capabilities(operations=SIMPLE | {"floordiv", "mod"})
 TARGETS = {"simple": TARGET, "bare": BARE, "floors": FLOORS}
+PARTIAL = ("div", "rem", "floordiv", "mod", "shl", "shr")
 INTEGERS = (I8, I16, I32, I64, U8, U16, U32, U64)
 
 
@@ -34,8 +34,11 @@ def edges(t: DType) -> Array:
     """The numbers where integer operations go wrong, of an integer type."""
     info = np.iinfo(numpy_dtype(t))
     near = [0, 1, 2, 3, 5, 7, 8, 10, 31, 32, 63, 64, 100, info.max, info.max - 1, info.max // 2]
-    return np.unique(np.array([v for n in near for v in (n, -n, info.min + n) if info.min <= v <= info.max],
-    numpy_dtype(t)))
+    return np.unique(
+        np.array(
+            [v for n in near for v in (n, -n, info.min + n) if info.min <= v <= info.max], numpy_dtype(t)
+        )
+    )
 
 
 def pairs(t: DType) -> tuple[Array, Array]:
@@ -69,14 +72,21 @@ def exact(op: str, a: int, b: int, t: DType) -> int:
 def is_partial(e: Expr, **values: Array) -> bool:
     """Whether an operation inside e is undefined on hardware for the given arguments."""
     for n in nodes(e):
-        if not isinstance(n, Apply) or not n.dtype.is_int or n.op not in ("div", "rem", "floordiv", "mod",
-        "shl", "shr"): continue b = evaluate(n.args[1], **values).astype(object) bad = (b == 0) | (b == -1) if
-        n.op not in ("shl", "shr") else (b < 0) | (b >= n.dtype.bits) if np.any(bad): return True return False
+        if not isinstance(n, Apply) or not n.dtype.is_int or n.op not in PARTIAL:
+            continue
+        b = evaluate(n.args[1], **values).astype(object)
+        if n.op in ("shl", "shr"):
+            bad = (b < 0) | (b >= n.dtype.bits)
+        else:
+            bad = (b == 0) | (b == -1)
+        if np.any(bad):
+            return True
+    return False
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 @pytest.mark.parametrize("t", INTEGERS, ids=str)
-@pytest.mark.parametrize("op", ["div", "rem", "floordiv", "mod", "shl", "shr"])
+@pytest.mark.parametrize("op", PARTIAL)
 def test_integer_operations_are_total(op: str, t: DType, target: Capabilities) -> None:
     a, b = pairs(t)
     e = legal(apply(op, argument(t), argument(t, "y")), target)
@@ -118,7 +128,8 @@ def test_integer_powers(t: DType) -> None:
     for n in (0, 1, 2, 3, 10, *(() if t.kind == "u" else (-1, -2, -3))):
         e = legal(apply("pow", argument(t), n))
         assert evaluate(e, x=edges(t)).tolist() == [exact("pow", int(p), n, t) for p in edges(t)]
-    assert len([n for n in nodes(legal(apply("pow", argument(t), 10))) if isinstance(n, Apply)]) == 4
+    products = [n for n in nodes(legal(apply("pow", argument(t), 10))) if isinstance(n, Apply)]
+    assert [n.op for n in products].count("mul") == 4
 
 
 @pytest.mark.parametrize("t", INTEGERS, ids=str)
@@ -134,11 +145,15 @@ def test_integer_operations_that_a_target_lacks(op: str, t: DType) -> None:
 @pytest.mark.parametrize("t", [F32, F64], ids=str)
 @pytest.mark.parametrize("op", ["neg", "abs", "floor", "ceil", "trunc", "round", "min", "max", "ne"])
 def test_float_operations_that_a_target_lacks(op: str, t: DType) -> None:
-    x = np.concatenate([every_exponent(32), np.arange(-20, 20, 0.25, np.float32), np.array([np.inf, -np.inf,
-    np.nan, 0, -0.0], np.float32)]) x = x.astype(numpy_dtype(t)) y = np.roll(x, 3) binary = op in ("min",
-    "max", "ne") e = apply(op, argument(t), *([argument(t, "y")] if binary else [])) values = {"x": x, "y": y}
-    if binary else {"x": x} got, wanted = evaluate(legal(e, BARE), **values), evaluate(e, **values) assert
-    (got == wanted).all() if binary and op == "ne" else same(got, wanted).all()
+    edge = np.array([np.inf, -np.inf, np.nan, 0, -0.0], np.float32)
+    x = np.concatenate([every_exponent(32), np.arange(-20, 20, 0.25, np.float32), edge])
+    x = x.astype(numpy_dtype(t))
+    y = np.roll(x, 3)
+    binary = op in ("min", "max", "ne")
+    e = apply(op, argument(t), *([argument(t, "y")] if binary else []))
+    values = {"x": x, "y": y} if binary else {"x": x}
+    got, wanted = evaluate(legal(e, BARE), **values), evaluate(e, **values)
+    assert (got == wanted).all() if op == "ne" else same(got, wanted).all()
 
 
 @pytest.mark.parametrize("op", ["rem", "mod"])
@@ -146,26 +161,38 @@ def test_float_operations_that_a_target_lacks(op: str, t: DType) -> None:
 def test_float_remainders(op: str, target: Capabilities, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(interpret.NUMPY, "fma", fma)
     draw = np.random.default_rng(4)
-    x = np.concatenate([draw.normal(0, 100, 100_000), np.round(draw.normal(0, 30, 50_000)),
-    every_exponent(8)[:3000]]) y = np.concatenate([draw.normal(0, 3, 100_000), np.round(draw.normal(0, 6,
-    50_000)), np.full(3000, 0.7)]) x, y = x.astype(np.float32), y.astype(np.float32) edge = np.array([0, -0.0,
-    1, -1, np.inf, -np.inf, np.nan, 4, -4, 2], np.float32) p, q = (v.ravel() for v in np.meshgrid(edge, edge))
-    x, y = np.concatenate([x, p]), np.concatenate([y, q]) keep = ~(np.isfinite(x) & np.isfinite(y) & (y != 0))
-    | (np.abs(x.astype(np.float64)) < 2.0**28 * np.abs(y.astype(np.float64))) x, y = x[keep], y[keep] e =
-    apply(op, argument(F32), argument(F32, "y")) bad = ~same(evaluate(legal(e, target), x=x, y=y), evaluate(e,
-    x=x, y=y)) assert not bad.any(), list(zip(x[bad], y[bad]))[:10]
+    x = [draw.normal(0, 100, 100_000), np.round(draw.normal(0, 30, 50_000)), every_exponent(8)[:3000]]
+    y = [draw.normal(0, 3, 100_000), np.round(draw.normal(0, 6, 50_000)), np.full(3000, 0.7)]
+    edge = np.array([0, -0.0, 1, -1, np.inf, -np.inf, np.nan, 4, -4, 2], np.float32)
+    p, q = (v.ravel() for v in np.meshgrid(edge, edge))
+    a, b = np.concatenate([*x, p]).astype(np.float32), np.concatenate([*y, q]).astype(np.float32)
+    finite = np.isfinite(a) & np.isfinite(b) & (b != 0)
+    keep = ~finite | (np.abs(a.astype(np.float64)) < 2.0**28 * np.abs(b.astype(np.float64)))
+    a, b = a[keep], b[keep]
+    e = apply(op, argument(F32), argument(F32, "y"))
+    bad = ~same(evaluate(legal(e, target), x=a, y=b), evaluate(e, x=a, y=b))
+    assert not bad.any(), list(zip(a[bad], b[bad]))[:10]
 
 
-@pytest.mark.parametrize("target", [TARGET, BARE, Capabilities(saturating_casts=True)], ids=["simple", "bare",
-"saturating"]) @pytest.mark.parametrize("source", [F32, F64], ids=str) @pytest.mark.parametrize("t", INTEGERS,
-ids=str) def test_float_to_integer(t: DType, source: DType, target: Capabilities) -> None: info =
-np.iinfo(numpy_dtype(t)) ends = np.array([float(info.min), float(info.max), 0, -0.0, 0.99, -0.99, 1.5, -1.5,
-np.inf, -np.inf, np.nan, 1e30, -1e30]) x = np.concatenate([ends, np.nextafter(ends, np.inf),
-np.nextafter(ends, -np.inf), ends + 1, ends - 1]).astype(numpy_dtype(source)) e = cast(argument(source), t)
-out = legal(e, target) assert (evaluate(out, x=x) == evaluate(e, x=x)).all() if target.saturating_casts:
-assert out is e return for n in nodes(out):  # what reaches the hardware is in range if isinstance(n, Apply)
-and n.op == "cast" and n.args[0].dtype.is_float: reached = np.trunc(evaluate(n.args[0],
-x=x).astype(np.longdouble)) assert (reached >= info.min).all() and (reached <= np.longdouble(info.max)).all()
+@pytest.mark.parametrize("target", [TARGET, BARE, SATURATING], ids=["simple", "bare", "saturating"])
+@pytest.mark.parametrize("source", [F32, F64], ids=str)
+@pytest.mark.parametrize("t", INTEGERS, ids=str)
+def test_float_to_integer(t: DType, source: DType, target: Capabilities) -> None:
+    info = np.iinfo(numpy_dtype(t))
+    near = [0.99, -0.99, 1.5, -1.5, np.inf, -np.inf, np.nan, 1e30, -1e30]
+    ends = np.array([float(info.min), float(info.max), 0, -0.0, *near])
+    x = np.concatenate([ends, np.nextafter(ends, np.inf), np.nextafter(ends, -np.inf), ends + 1, ends - 1])
+    x = x.astype(numpy_dtype(source))
+    e = cast(argument(source), t)
+    out = legal(e, target)
+    assert (evaluate(out, x=x) == evaluate(e, x=x)).all()
+    if target.saturating_casts:
+        assert out is e
+        return
+    for n in nodes(out):  # what reaches the hardware is in range
+        if isinstance(n, Apply) and n.op == "cast" and n.args[0].dtype.is_float:
+            reached = np.trunc(evaluate(n.args[0], x=x).astype(np.longdouble))
+            assert (reached >= info.min).all() and (reached <= np.longdouble(info.max)).all()
 
 
 def test_casts_to_bool_compare() -> None:
@@ -200,6 +227,15 @@ def test_common_parts_are_made_once() -> None:
     run = Legaliser(TARGET)
     assert run(shared + 1.0).args[0] is run(shared)
     assert run(shared) is legalise(shared, TARGET)
+
+
+def test_deep_chains() -> None:
+    e = argument(F32)
+    for _ in range(2000):
+        e = apply("abs", apply("max", e, 0.5) * e + 1.0)
+    assert legalise(e, TARGET) is e
+    fused = contract(e)
+    assert legalise(fused, Capabilities(has_fma=True)) is fused
 
 
 def operations(e: Expr) -> set[str]:

@@ -9,14 +9,37 @@ from evaluation import Array, argument, evaluate, every_exponent, same
 from fusile.capabilities import Capabilities, casts_between
 from fusile.ir.expr import Apply, Expr, apply, cast, const, nodes, select
 from fusile.ir.types import (
-    BF16, BOOL, F4E2M1, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, F16, F32, F64, I2, I4, I8, I32, I64,
-    U2, U4, U8, U16, DType, numpy_dtype, )  # fmt: skip from fusile.passes import words from
-    fusile.passes.legalise import legalise, violations
+    BF16,
+    BOOL,
+    F4E2M1,
+    F8E4M3FN,
+    F8E4M3FNUZ,
+    F8E5M2,
+    F8E5M2FNUZ,
+    F8E8M0,
+    F16,
+    F32,
+    F64,
+    I2,
+    I4,
+    I8,
+    I32,
+    I64,
+    U2,
+    U4,
+    U8,
+    U16,
+    DType,
+    numpy_dtype,
+)
+from fusile.passes import words
+from fusile.passes.legalise import legalise, violations
 
 TARGET = Capabilities()
 EIGHT_BITS = (F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0)
 SMALL_FLOATS = (F16, BF16, *EIGHT_BITS, F4E2M1)
 PACKED = (I4, U4, I2, U2)
+PACKED_OPERATIONS = "add sub mul div rem mod min max shl shr xor lt eq".split()
 
 
 def legal(e: Expr, target: Capabilities = TARGET) -> Expr:
@@ -76,10 +99,11 @@ def test_from_f64_and_integers(t: DType) -> None:
     got = evaluate(legal(cast(argument(F64), t)), x=x)
     alike = (as_bits(got) == as_bits(wanted)) | (np.isnan(x) & np.isnan(got.astype(np.float32)))
     assert alike.all(), [(v, g, w) for v, g, w in zip(x[~alike], got[~alike], wanted[~alike])][:10]
-    n = np.concatenate([np.arange(-(1 << 17), 1 << 17), np.array([2**31 - 1, -(2**31),
-    123456789])]).astype(np.int32) with np.errstate(all="ignore"): wanted =
-    n.astype(np.float32).astype(numpy_dtype(t)) assert (as_bits(evaluate(legal(cast(argument(I32), t)), x=n))
-    == as_bits(wanted)).all()
+    ends = np.array([2**31 - 1, -(2**31), 123456789])
+    n = np.concatenate([np.arange(-(1 << 17), 1 << 17), ends]).astype(np.int32)
+    with np.errstate(all="ignore"):
+        wanted = n.astype(np.float32).astype(numpy_dtype(t))
+    assert (as_bits(evaluate(legal(cast(argument(I32), t)), x=n)) == as_bits(wanted)).all()
 
 
 @pytest.mark.parametrize("source", SMALL_FLOATS, ids=str)
@@ -89,8 +113,8 @@ def test_between_small_floats(source: DType, to: DType) -> None:
     with np.errstate(all="ignore"):
         wanted = x.astype(np.float32).astype(numpy_dtype(to))
     got = evaluate(legal(cast(argument(source), to)), x=x)
-    alike = (as_bits(got) == as_bits(wanted)) | (np.isnan(got.astype(np.float32)) &
-    np.isnan(wanted.astype(np.float32))) assert alike.all()
+    nan = np.isnan(got.astype(np.float32)) & np.isnan(wanted.astype(np.float32))
+    assert ((as_bits(got) == as_bits(wanted)) | nan).all()
 
 
 @pytest.mark.parametrize("t", [F16, BF16], ids=str)
@@ -119,7 +143,7 @@ def test_unary_arithmetic(t: DType, op: str) -> None:
 
 
 def test_functions_of_small_floats() -> None:
-    x = codes(F16)[: 0x7C00]
+    x = codes(F16)[:0x7C00]
     got = evaluate(legal(apply("tanh", argument(F16))), x=x).astype(np.float64)
     wanted = np.tanh(x.astype(np.float64)).astype(np.float16).astype(np.float64)
     assert (np.abs(got - wanted) <= np.spacing(wanted.astype(np.float16)).astype(np.float64)).all()
@@ -131,8 +155,11 @@ def test_native_casts_stay() -> None:
     e = legal(argument(F16) + argument(F16, "y"), target)
     assert {n.op for n in nodes(e) if isinstance(n, Apply)} == {"add", "cast"}
     e = legal(cast(argument(F64), F16), target)
-    assert e.op == "cast" and e.args[0].dtype is F32 and "bitcast" in {n.op for n in nodes(e) if isinstance(n,
-    Apply)}
+    assert (
+        e.op == "cast"
+        and e.args[0].dtype is F32
+        and "bitcast" in {n.op for n in nodes(e) if isinstance(n, Apply)}
+    )
 
 
 def test_native_arithmetic_stays() -> None:
@@ -182,15 +209,17 @@ def test_pack_is_the_inverse(t: DType) -> None:
 
 
 def test_storage_of_whole_words() -> None:
-    assert evaluate(words.from_storage(argument(U8), BOOL), x=np.array([0, 1, 255], np.uint8)).tolist() ==
-    [False, True, True] assert evaluate(words.to_storage(argument(BOOL)), x=np.array([True, False])).tolist()
-    == [1, 0] x = argument(U16) assert words.to_storage(words.from_storage(x, BF16)) is x
+    x = np.array([0, 1, 255], np.uint8)
+    assert evaluate(words.from_storage(argument(U8), BOOL), x=x).tolist() == [False, True, True]
+    assert evaluate(words.to_storage(argument(BOOL)), x=np.array([True, False])).tolist() == [1, 0]
+    word = argument(U16)
+    assert words.to_storage(words.from_storage(word, BF16)) is word
 
 
 @pytest.mark.parametrize("t", PACKED, ids=str)
-@pytest.mark.parametrize("op", ["add", "sub", "mul", "div", "rem", "mod", "min", "max", "shl", "shr", "xor",
-"lt", "eq"]) def test_packed_arithmetic(t: DType, op: str) -> None: """In bytes, wrapped to the width: the
-meaning is that of whole numbers modulo 2^bits."""
+@pytest.mark.parametrize("op", PACKED_OPERATIONS)
+def test_packed_arithmetic(t: DType, op: str) -> None:
+    """In bytes, wrapped to the width: the meaning is that of whole numbers modulo 2^bits."""
     low, high = (0, 1 << t.bits) if t.kind == "u" else (-(1 << (t.bits - 1)), 1 << (t.bits - 1))
     a, b = (v.ravel() for v in np.meshgrid(np.arange(low, high), np.arange(low, high)))
     word = numpy_dtype(U8 if t.kind == "u" else I8)
@@ -208,11 +237,14 @@ meaning is that of whole numbers modulo 2^bits."""
 @pytest.mark.parametrize("t", PACKED, ids=str)
 def test_casts_to_packed_integers(t: DType) -> None:
     low, high = (0, (1 << t.bits) - 1) if t.kind == "u" else (-(1 << (t.bits - 1)), (1 << (t.bits - 1)) - 1)
-    x = np.array([0, -0.5, 0.99, 1.5, -1.5, 7.9, 8, -8.9, 15.9, 16, 300, -300, np.inf, -np.inf, np.nan],
-    np.float32) wanted = np.trunc(np.clip(np.where(np.isnan(x), 0, x), low, high)) got =
-    evaluate(legal(cast(argument(F32), t)), x=x) assert (got.astype(np.float32) == wanted).all() n =
-    np.arange(-300, 300, dtype=np.int32) got = evaluate(legal(cast(argument(I32), t)), x=n) assert
-    (got.astype(np.int32) == (n - low) % (1 << t.bits) + low).all()
+    numbers = [0, -0.5, 0.99, 1.5, -1.5, 7.9, 8, -8.9, 15.9, 16, 300, -300, np.inf, -np.inf, np.nan]
+    x = np.array(numbers, np.float32)
+    wanted = np.trunc(np.clip(np.where(np.isnan(x), 0, x), low, high))
+    got = evaluate(legal(cast(argument(F32), t)), x=x)
+    assert (got.astype(np.float32) == wanted).all()
+    n = np.arange(-300, 300, dtype=np.int32)
+    got = evaluate(legal(cast(argument(I32), t)), x=n)
+    assert (got.astype(np.int32) == (n - low) % (1 << t.bits) + low).all()
 
 
 def test_packed_literals_stay() -> None:

@@ -29,7 +29,7 @@ FRAMEWORK = Framework(
         "Model Path Stored attrgetter keras layers list load load_file load_weights max min np ops range safe_open"
         " save_file save_weights self slice tf abs bool dict float int str tuple print isinstance training mask"
         " reshape expand resize_axis pad_same pad_copied conv_transpose_groups group_norm local_response lstm gru"
-        " rnn max_pool average_pool scatter_elements positive_nd typed".split()
+        " rnn lstm_step gru_step rnn_step steps by_name window_pads math max_pool average_pool scatter_elements positive_nd typed".split()
     ),
     attributes=frozenset(
         "add_loss add_metric add_variable add_weight autocast build build_from_config built call compile"

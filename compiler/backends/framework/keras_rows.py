@@ -629,7 +629,8 @@ def one_hot(n: Site) -> Code:
     hot = call("ops.one_hot", at, count, axis=axis, dtype=kind)
     if (off, on) == (0, 1):
         return hot
-    return call("ops.where", hot.binary("==", 1), n.helper("typed")(on, kind), n.helper("typed")(off, kind))
+    ends = [call("ops.convert_to_tensor", value, dtype=kind) for value in (on, off)]
+    return call("ops.where", hot.binary("==", 1), *ends)
 
 
 def non_zero(n: Site) -> Code:

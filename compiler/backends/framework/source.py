@@ -525,7 +525,7 @@ class Body:
                 names[var] = identifier("part", set(names.values()) | self.reserved)
                 extra.append(Statement(var, inner))
                 statement.value = _replace(statement.value, inner, Name(var))
-            out += [*extra[::-1], statement]
+            out += [*extra, statement]
         self.statements = out
 
     def _fold(self, names: Mapping[Var, str], indent: int) -> None:

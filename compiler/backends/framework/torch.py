@@ -27,7 +27,7 @@ FRAMEWORK = Framework(
     reserved=frozenset(
         "F Model Path Stored Tensor attrgetter list load load_file load_weights max min nn range safe_open save_file"
         " save_weights self slice torch abs gather_nd scatter_nd reshape resize_axis average_pool pad_same lstm"
-        " gru rnn split_even bool dict float int str tuple print".split()
+        " gru rnn lstm_step gru_step rnn_step scan Callable math split_even bool dict float int str tuple print".split()
     ),
     attributes=frozenset(
         "T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double"
@@ -37,7 +37,7 @@ FRAMEWORK = Framework(
         " share_memory state_dict to to_empty train training type xpu zero_grad".split()
     ),
 )
-_NEEDS = {"resize_axis": (), "lstm": ("scan",), "gru": ("scan",), "rnn": ("scan",)}
+_NEEDS = {"lstm": ("scan",), "gru": ("scan",), "rnn": ("scan",)}
 
 
 def emit(model: ir.Model, folder: Path, options: Options | None = None) -> EmitReport:
@@ -73,6 +73,7 @@ def source(printer: Printer) -> str:
         {
             "title": em.one_line(printer.model.graph.name or "") or "model",
             "functional": em.uses(text, "F."),
+            "callables": em.uses(text, "Callable["),
             "math": em.uses(text, "math."),
             "tensors": tables,
             "gates": any(place.gates or place.part for _, place in printer.tensors.values()),

@@ -150,6 +150,8 @@ class Context:
     """For an index expression, the extent of the dimension that it indexes, and its text."""
     prefix: Mapping[Buffer, str] = field(default_factory=dict)
     """What stands before the index of a buffer that several blocks share."""
+    literals: int = LARGEST_LITERAL
+    """Sizes up to this are part of the structure."""
     host: bool = False
     """Whether plain Python evaluates the text, with numpy's scalars."""
 
@@ -254,7 +256,7 @@ class Printer:
 
     def _literal(self, e: Const) -> Text:
         if self.c.holes is not None:
-            if e.dtype is I64 and e.value > LARGEST_LITERAL:
+            if e.dtype is I64 and e.value > self.c.literals:
                 return Text(self.c.holes.mark(e))
             if e.dtype in (F32, F64) and e.value not in (0.0, 1.0, -1.0, 2.0, 0.5) and abs(float(e.value)) < 1e30:
                 return Text(self.c.holes.mark(e))

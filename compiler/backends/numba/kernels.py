@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from fusile.backends.numba import scalars
@@ -12,13 +13,13 @@ from fusile.backends.numba.expressions import LARGEST_LITERAL, Context, Holes, L
 from fusile.ir import index as ix
 from fusile.ir.expr import Apply, Axis, Const, Expr, Guard, Load, free, nodes
 from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Kind, Stmt, Store, accesses, stmt_exprs, walk, written
-from fusile.ir.types import I64, DType
+from fusile.ir.types import I64
 from fusile.passes.legalise import Legaliser
 
 LANES = 64
-"""Innermost loops up to this many iterations keep their number: the compiler unrolls and vectorises them by it."""
+"""Loops over lanes keep their number up to this: the compiler unrolls and vectorises them by it."""
 
-RESERVED = ("np", "math", "cuda", "prange", "range", "error", "numba", "libdevice", "abs", "min", "max", "int", "task", "kernel", "helper", *scalars.NUMPY_NAMES)
+RESERVED = ("np", "math", "cuda", "prange", "error", "numba", "libdevice", "task", "kernel", "helper", *scalars.NUMPY_NAMES, *dir(builtins))
 """Names that generated functions use besides their own."""
 
 
@@ -81,30 +82,53 @@ class Dialect(Protocol):
         ...
 
 
-class KernelPrinter:
-    """Prints one kernel."""
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What kernels take from their module: helpers by operation, numbers of sites, and which tensors are weights."""
 
-    def __init__(self, kernel: Kernel, dialect: Dialect, use: scalars.Use, site: Callable[[str], int]) -> None:
+    use: scalars.Use
+    site: Callable[[str], int]
+    is_weight: Callable[[object], bool]
+
+
+class KernelPrinter:
+    """Prints one kernel. Sizes up to `literals` stay numbers in its text."""
+
+    def __init__(self, kernel: Kernel, dialect: Dialect, surroundings: Surroundings, literals: int) -> None:
         self.kernel, self.dialect = kernel, dialect
         self.written = written(kernel.body)
         self.scratch = dialect.scratch(kernel)
         self.names = Names(RESERVED)
         self.params = (*kernel.params, *self.scratch)
-        self.arrays = tuple(self.names.name(b, self._role(b)) for b in self.params)
+        self.arrays = self._arrays(surroundings.is_weight)
         self.lines = Lines(1)
         self.holes = Holes()
         sizes: dict[Expr, str] = {}
         bounds: dict[Expr, tuple[Expr, str]] = {}
         self._shapes(sizes, bounds)
         prefix = {b: "cuda.blockIdx.x" for b in self.scratch}
-        self.context = Context(self.lines, self.names, use, self.holes, site, sizes, bounds, prefix)
+        self.context = Context(
+            self.lines, self.names, surroundings.use, self.holes, surroundings.site, sizes, bounds, prefix, literals
+        )
         self.legaliser = Legaliser(scalars.CAPABILITIES, kernel.origins[0] if kernel.origins else "")
         self.depth_of: dict[Axis, int] = {}
 
-    def _role(self, b: Buffer) -> str:
-        if b in self.scratch:
-            return "memory"
-        return "out" if b in self.written else "w" if b.constant else "x"
+    def _arrays(self, is_weight: Callable[[object], bool]) -> tuple[str, ...]:
+        """Names of the arrays by what they are for: out, w for weights, x for the rest."""
+        tensors = self.kernel.notes.get("tensors", {})
+        assert isinstance(tensors, dict)
+
+        def role(b: Buffer) -> str:
+            if b in self.scratch:
+                return "memory"
+            return "out" if b in self.written else "w" if b.constant or is_weight(tensors.get(b)) else "x"
+
+        roles = [role(b) for b in self.params]
+        seen: dict[str, int] = {}
+        for b, r in zip(self.params, roles, strict=True):
+            seen[r] = seen.get(r, 0) + 1
+            self.names.of[b] = self.names.fresh(r if roles.count(r) == 1 else f"{r}{seen[r]}")
+        return tuple(self.names.of[b] for b in self.params)
 
     def _shapes(self, sizes: dict[Expr, str], bounds: dict[Expr, tuple[Expr, str]]) -> None:
         for b, index, _ in self._accesses():
@@ -171,8 +195,7 @@ class KernelPrinter:
     def extent(self, s: For) -> str:
         """The text of a loop's extent: a number, the size of an array that the loop runs along, or an expression."""
         n = ix.number(s.axis.extent)
-        innermost = not any(isinstance(x, For) for x in walk(s.body))
-        if n is not None and (n <= LARGEST_LITERAL or (innermost and n <= LANES)):
+        if n is not None and (n <= self.context.literals or (s.axis.name == "lane" and n <= LANES)):
             return str(n)
         known = self.context.bounds.get(s.axis)
         if known is not None and known[0] is s.axis.extent:
@@ -240,20 +263,15 @@ def _update(s: Store, value: Expr) -> tuple[str, Expr] | None:
 
 
 _PLAIN = re.compile(r"\.([a-z_]+)$")
-_WORDS = re.compile(r"^[a-z_]+$")
+_INNER_WORDS = {"sum": "total", "max": "largest", "min": "smallest"}
 
 
 def local_name(b: Buffer) -> str:
-    """A short name of a local, the same for equal kernels of different nodes."""
-    stem = b.name.removesuffix("_acc")
-    found = _PLAIN.search(stem)
-    if found:
-        word = found.group(1)
-    elif _WORDS.match(stem) and stem != b.name.removesuffix("_acc") + "_acc":
-        word = stem
-    else:
-        word = "acc" if b.name.endswith("_acc") or not b.shape else "kept"
-    return word
+    """A short name of a local, the same for equal kernels of different nodes: definitions name their inner tensors, models the others."""
+    found = _PLAIN.search(b.name.removesuffix("_acc"))
+    if found is None:
+        return b.name if b.name in ("v", "at") else "acc"
+    return _INNER_WORDS.get(found.group(1), found.group(1))
 
 
 # ---- sharing ---------------------------------------------------------------------------------------------------------------------
@@ -262,16 +280,17 @@ def local_name(b: Buffer) -> str:
 class Library:
     """The kernel functions of a module: kernels of one structure share one."""
 
-    def __init__(self, dialect: Dialect, use: scalars.Use, site: Callable[[str], int]) -> None:
-        self.dialect, self.use, self.site = dialect, use, site
+    def __init__(self, dialect: Dialect, surroundings: Surroundings) -> None:
+        self.dialect, self.surroundings = dialect, surroundings
         self.groups: dict[tuple[object, ...], list[tuple[Kernel, Template]]] = {}
-        self.found: dict[Kernel, tuple[object, ...]] = {}
+        self.found: set[Kernel] = set()
 
-    def add(self, kernel: Kernel) -> None:
+    def add(self, kernel: Kernel, literals: int = LARGEST_LITERAL) -> None:
+        """Take in a kernel; sizes above `literals` do not keep it apart from others."""
         if kernel in self.found:
             return
-        t = KernelPrinter(kernel, self.dialect, self.use, self.site).template()
-        self.found[kernel] = t.key
+        self.found.add(kernel)
+        t = KernelPrinter(kernel, self.dialect, self.surroundings, literals).template()
         self.groups.setdefault(t.key, []).append((kernel, t))
 
     def functions(self, taken: Iterable[str]) -> tuple[list[Function], dict[Kernel, Use]]:
@@ -325,19 +344,6 @@ def signature(name: str, params: Sequence[str], width: int = 100) -> str:
             row = "   "
         row += f" {p},"
     return "\n".join([f"def {name}(", *rows, row, "):"])
-
-
-def typed_literal(e: Expr) -> str:
-    assert isinstance(e, Const)
-    return scalars.literal(e.value, e.dtype).text
-
-
-def word_of(t: DType) -> str:
-    return scalars.numpy_name(t)
-
-
-def renamed(kernel: Kernel, name: str) -> Kernel:
-    return replace(kernel, name=name)
 
 
 # ---- the CPU ---------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from fusile.capabilities import FUNCTIONS, SIMPLE, Capabilities, casts_between
 from fusile.ir.expr import Number
-from fusile.ir.types import BF16, BOOL, F4E2M1, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, F16, F32, F64, I64, DType, storage_of
+from fusile.ir.types import BF16, BOOL, F4E2M1, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, F16, F32, F64, I8, I64, DType, storage_of
 
 CONDITIONAL, OR, AND, NOT, COMPARE, BITOR, BITXOR, BITAND, SHIFT, SUM, PRODUCT, SIGN, ATOM = range(13)
 """Precedences of Python's operators, loosest first."""
@@ -41,7 +41,9 @@ class Text:
 
 def word(t: DType) -> DType:
     """The type in which Numba sees a value: machine types as they are, bools as bools, small floats and packed integers as words."""
-    return t if t is BOOL else storage_of(t).word
+    if t is BOOL:
+        return t
+    return I8 if t.kind == "i" and t.bits < 8 else storage_of(t).word
 
 
 NUMPY_NAMES = {
