@@ -133,8 +133,10 @@ def _kind(node: ir.Node) -> str:
         return "maker" if rank == 2 and _axes(node, 1, rank_of(node.outputs[0])) == _spatial(node.outputs[0]) else "first"
     if op == "Squeeze":
         return "reader" if rank >= 3 and _axes(node, 1, rank) == _spatial(node.inputs[0]) else "first"
-    if op in ("Flatten", "Reshape"):
-        return "reader" if rank >= 3 and _joins_units(node) else "first"
+    if op in ("Flatten", "Reshape") and rank >= 3 and _joins_units(node):
+        return "reader"
+    if op == "Reshape" and rank >= 3 and _keeps_channels(node):
+        return "free"
     if op in REDUCTIONS and rank >= 3:
         return _reduction_kind(node, rank)
     if op in ELEMENTWISE or op in AXIS or op in ("Slice", "Pad"):
@@ -168,6 +170,17 @@ def _joins_units(node: ir.Node) -> bool:
     wanted = constant(node.inputs[1]) if node.op_type == "Reshape" else None
     copies = wanted is not None and wanted.size == 2 and int(wanted.ravel()[1]) == 0
     return made[1] == shape[1] and isinstance(shape[1], int) and not copies
+
+
+def _keeps_channels(node: ir.Node) -> bool:
+    """Whether a reshape only joins or splits spatial axes: [N, C, H, W] to [N, C, H * W] or back."""
+    shape, made = dims(node.inputs[0]), dims(node.outputs[0])
+    if shape is None or made is None or len(made) < 3 or shape[1] != made[1] or not isinstance(shape[1], int):
+        return False
+    if shape[0] is None or shape[0] != made[0]:
+        return False
+    wanted = constant(node.inputs[1])
+    return wanted is None or not np.any(wanted.ravel()[2:] == 0)
 
 
 def _moves_freely(node: ir.Node) -> bool:
@@ -232,12 +245,22 @@ def _turn(network: _Network, node: ir.Node) -> None:
     """A Transpose that brings channels last, or back, vanishes where one of its sides chooses that layout."""
     rank = rank_of(node.inputs[0])
     perm = tuple(node.attributes["perm"].as_ints()) if "perm" in node.attributes else ()
-    if perm == last_order(rank):
-        network.edge(_FIRST, (node, "out"), _MUCH)
-        network.edge((node, "in"), _LAST, 1)
-    elif perm == first_order(rank):
+    to_first = perm == first_order(rank) and (rank > 3 or _feeds_windows(node))
+    if to_first:
         network.edge(_FIRST, (node, "in"), _MUCH)
         network.edge((node, "out"), _LAST, 1)
+    elif perm == last_order(rank):
+        network.edge(_FIRST, (node, "out"), _MUCH)
+        network.edge((node, "in"), _LAST, 1)
+
+
+def _feeds_windows(node: ir.Node) -> bool:
+    """With three axes both orders are one permutation: look where the result goes."""
+    readers = [use.node for use in node.outputs[0].uses()]
+    return any(
+        r.op_type in WINDOWS or r.op_type in CHANNELS or (r.op_type == "Reshape" and rank_of(r.outputs[0]) > 3)
+        for r in readers
+    )
 
 
 _Point: TypeAlias = object
@@ -318,6 +341,12 @@ class _Rewriter:
             for value in node.outputs if last_out else ():
                 if value.shape is not None and len(value.shape) >= 3:
                     value.shape = _permuted(value.shape, last_order(len(value.shape)))
+        for value in list(self.graph.outputs):
+            maker = value.producer()
+            if maker is not None and maker in self.plan.outside and rank_of(value) >= 3:
+                turned = self._converted(value, False)
+                value.name, turned.name = turned.name, value.name
+                self.graph.outputs[self.graph.outputs.index(value)] = turned
 
     def _converted(self, value: ir.Value, to_last: bool) -> ir.Value:
         """The value in the other layout, made once."""
@@ -344,12 +373,14 @@ class _Rewriter:
 
     def _rename(self, node: ir.Node, last_in: bool, last_out: bool) -> None:
         op = node.op_type
-        rank = max(rank_of(v) for v in (*node.inputs[:1], *node.outputs))
+        rank = rank_of(node.outputs[0]) if op == "Reshape" else max(rank_of(v) for v in (*node.inputs[:1], *node.outputs))
         order = last_order(rank)
         if op in WINDOWS or op in CHANNELS:
             node.attributes["channels_last"] = ir.AttrInt64("channels_last", 1)
         elif op == "Transpose":
             self._compose(node, rank, last_in, last_out)
+        elif op == "Reshape" and last_out:
+            self._reorder_shape(node, order)
         elif op == "Shape":
             node.attributes["perm"] = ir.AttrInt64s("perm", list(first_order(rank)))
         elif op == "Unsqueeze":
@@ -367,6 +398,24 @@ class _Rewriter:
             self._rename_listed(node, rank, order)
         if last_in and op != "Transpose":
             self._arrange_constants(node, rank, order)
+
+    def _reorder_shape(self, node: ir.Node, order: tuple[int, ...]) -> None:
+        """The target of a reshape in the other order: numbers now, computed ones by a Gather."""
+        target, x = node.inputs[1], node.inputs[0]
+        wanted = constant(target)
+        assert target is not None and x is not None and x.shape is not None
+        if wanted is not None:
+            sizes = [int(n) for n in wanted.ravel()]
+            if sizes[1] == 0:
+                sizes[1] = int(node.outputs[0].shape[1])  # type: ignore[index, arg-type]
+            made = self._constant(f"{node.name}.shape", np.array([sizes[axis] for axis in order], dtype=np.int64))
+        else:
+            picks = self._constant(f"{node.name}.order", np.array(order, dtype=np.int64))
+            gather = ir.node("Gather", [target, picks], {"axis": 0}, name=self._name(str(node.name), "shape"))
+            made = gather.outputs[0]
+            made.name, made.type, made.shape = gather.name, target.type, target.shape
+            self.graph.insert_before(node, gather)
+        node.replace_input_with(1, made)
 
     def _compose(self, node: ir.Node, rank: int, last_in: bool, last_out: bool) -> None:
         perm = list(node.attributes["perm"].as_ints())

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from fusile.ir import index as ix
 from fusile.ir.expr import REDUCTIONS, Axis, Expr, Load, apply, as_expr, axis, const, free, load, reduce_over, select, substitute
 from fusile.ir.interpret import identity
-from fusile.ir.tensor import Compute, Program, Stage, Tensor
+from fusile.ir.tensor import Compute, Program, Scan, Stage, Tensor
 from fusile.passes import access
 from fusile.passes.inline import Log
 from fusile.schedule.tiles import Registers, best_vectors
@@ -45,6 +45,9 @@ def pack(program: Program, registers: Registers, log: Log) -> Program:
     out: list[Stage] = []
     packed: dict[tuple[object, ...], Tensor] = {}
     for s in program.stages:
+        if isinstance(s, Scan):
+            out.extend(_packed_scan(s, registers, packed, log))
+            continue
         if not isinstance(s, Compute):
             out.append(s)
             continue
@@ -88,6 +91,22 @@ def _packed(s: Compute, c: access.Contraction, last: Axis, registers: Registers,
     body = reduce_over("sum", tuple(order), apply("mul", c.left, read))
     stages.append(Compute(s.out, s.axes, body, s.origin, s.op))
     return stages
+
+
+def _packed_scan(s: Scan, registers: Registers, done: dict[tuple[object, ...], Tensor], log: Log) -> list[Stage]:
+    """A scan whose steps read weights in panels, which are made before it."""
+    before: list[Stage] = []
+    body: list[Compute] = []
+    for b in s.body:
+        c = oriented(b)
+        last = next((a for a in reversed(b.axes) if ix.number(a.extent) != 1), None)
+        if c is not None and last is not None and c.right.source.data is not None and s.time not in free(c.right):
+            *panels, b = _packed(b, c, last, registers, done)
+            before.extend(panels)
+            log.made.append(f"{c.right.source.name} is packed into panels for {b.out.name}")
+        assert isinstance(b, Compute)
+        body.append(b)
+    return [*before, Scan(s.time, s.carried, tuple(body), s.collected, s.finals, s.origin, s.op)]
 
 
 def _lane_innermost(s: Compute, done: dict[tuple[object, ...], Tensor]) -> list[Stage]:

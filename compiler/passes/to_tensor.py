@@ -204,9 +204,15 @@ def _attributes(node: ir.Node) -> dict[str, Any]:
 
 
 def _name_stages(t: Tensor, stops: set[Tensor], origin: str, op: str, name: str) -> None:
-    """Say on every new stage which node it came from; the last takes the value's name."""
+    """Say on every new stage which node it came from; the last takes the value's name, others are named under it."""
     pending = [t]
     seen: set[Tensor] = set()
+    used: Counter[str] = Counter()
+
+    def renamed(x: Tensor) -> str:
+        used[x.name] += 1
+        return f"{name}.{x.name}" if used[x.name] == 1 else f"{name}.{x.name}_{used[x.name]}"
+
     while pending:
         x = pending.pop()
         if x in seen or x in stops or x.stage is None or x.stage.origin:
@@ -214,7 +220,15 @@ def _name_stages(t: Tensor, stops: set[Tensor], origin: str, op: str, name: str)
         seen.add(x)
         object.__setattr__(x.stage, "origin", origin)
         object.__setattr__(x.stage, "op", op)
-        x.name = name if x is t else f"{name}.{x.name}"
+        for out in x.stage.outs:
+            out.name = name if out is t else renamed(out)
+        if isinstance(x.stage, Scan):
+            for state in x.stage.carried:
+                state.now.name = renamed(state.now)
+            for inner in x.stage.body:
+                object.__setattr__(inner, "origin", origin)
+                object.__setattr__(inner, "op", op)
+                inner.out.name = renamed(inner.out)
         pending.extend(stage_reads(x.stage))
 
 

@@ -93,6 +93,10 @@ def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
 @op("Squeeze")
 def squeeze(ctx: Context, x: Tensor, axes: Tensor | None = None) -> Tensor:
     if axes is None:
+        unknown = [n for n in x.shape if ix.number(n) is None]
+        if unknown:
+            reason = f"which dimensions are dropped depends on whether {unknown[0]} is 1"
+            raise Unsupported(reason, "fix the size by `--dims`, or name the axes in the model")
         drop: tuple[int, ...] = tuple(k for k, n in enumerate(x.shape) if ix.number(n) == 1)
     else:
         drop = normal_axes(ctx.numbers(axes, "the list of axes"), x.rank)

@@ -393,6 +393,8 @@ def layout(before: str, part: Code, after: str, indent: int, names: Names) -> li
         return [line]
     if isinstance(part, Call) and part.args:
         head = f"{_inside(part.function, _PRIMARY, names)}("
+        if len(margin + before + head) > WIDTH and before.endswith("= "):
+            return [f"{margin}{before}(", *layout("", part, "", indent + 4, names), f"{margin}){after}"]
         inner, tail = list(part.labelled()), ")"
     elif isinstance(part, Display) and part.items:
         head, tail = part.brackets

@@ -385,6 +385,10 @@ class FunctionPrinter:
             case Apply(op="bitcast"):
                 v = self.value(e.args[0], i)
                 return Value(self.emit(f"bitcast {self.typed(v)} to {self.type_of(e.dtype, v.lanes)}"), e.dtype, v.lanes)
+            case Apply() if e.dtype is I64 and e.op in ("floordiv", "mod") and ix.nonnegative(ix.poly(e.args[0])):
+                a, b = self._same_lanes(*(self.value(x, i) for x in e.args))
+                word = "udiv" if e.op == "floordiv" else "urem"
+                return Value(self.emit(f"{word} {self.typed(a)}, {b.text}"), I64, a.lanes)
             case Apply() if e.dtype is I64 and e.op in ("add", "mul"):
                 return self._index(e, i)
             case Apply():

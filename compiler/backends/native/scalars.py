@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from fusile.ir.expr import Number
-from fusile.capabilities import Capabilities, casts_between
+from fusile.capabilities import SIMPLE, Capabilities, casts_between
 from fusile.ir.types import BF16, BOOL, F16, F32, F64, DType
 from fusile.target import X86_64, TargetSpec
 
@@ -41,7 +41,7 @@ LIBM: frozenset[str] = frozenset({"exp", "log", "sin", "cos", "tan", "asin", "ac
 def capabilities(target: TargetSpec) -> Capabilities:
     """What this printer takes for a target."""
     halves = target.has("f16c") if target.arch == X86_64 else True
-    return Capabilities(has_fma=target.has_fma, storage_casts=casts_between([F16]) if halves else frozenset(), saturating_casts=True)
+    return Capabilities(operations=SIMPLE | {"floordiv", "mod"}, has_fma=target.has_fma, storage_casts=casts_between([F16]) if halves else frozenset(), saturating_casts=True)
 
 
 def register_type(t: DType) -> str:

@@ -28,8 +28,6 @@ class Words:
     """An array in the arena: format with `shape`, `dtype` and `start`."""
     empty: str
     """An array of its own: format with `shape` and `dtype`."""
-    read: str
-    """A number out of an array: format with `element`."""
 
 
 class Sites:

@@ -109,7 +109,7 @@ def type_lines(text: str) -> list[str]:
     """Short names of the number types that a text uses."""
     from fusile.backends.numba.scalars import NUMPY_NAMES
 
-    return [f"{short} = {name}" for short, name in NUMPY_NAMES.items() if re.search(rf"(?<![\w.]){short}\(", text)]
+    return [f"{short} = {name}" for short, name in NUMPY_NAMES.items() if short != "bool" and re.search(rf"(?<![\w.]){short}\(", text)]
 
 
 # ---- the header ------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,68 @@
+"""Emitted source in this process: a Module around it, and its weights straight from the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fusile.backends.numba.scalars import word
+from fusile.errors import RunError
+from fusile.ir import index as ix
+from fusile.ir.expr import Const, Dim
+from fusile.ir.plan import Plan
+from fusile.ir.tensor import Tensor
+from fusile.ir.types import numpy_dtype
+from fusile.runtime.module import Array, Module, ModelInfo, Port, Signature, Value
+
+
+def port(name: str, t: Tensor) -> Port:
+    """An input or output as its users see it."""
+    dims = [ix.number(e) if isinstance(e, Const) else e.name if isinstance(e, Dim) else None for e in t.shape]
+    return Port.tensor(name, t.dtype.code, dims)
+
+
+def words_of(array: Array, t: Tensor) -> Array:
+    """An array as kernels read it: types that Numba lacks as words of their size."""
+    want = np.dtype(numpy_dtype(word(t.dtype)))
+    made = np.ascontiguousarray(array).reshape(np.shape(array))
+    return made if made.dtype == want else made.view(want)
+
+
+def raw_weights(tensors: Iterable[Tensor]) -> Callable[[str], Array]:
+    """Initialisers by name, read when they are asked for."""
+    known = {t.name: t for t in tensors}
+
+    def raw(name: str) -> Array:
+        t = known[name]
+        assert t.data is not None
+        return words_of(t.data(), t)
+
+    return raw
+
+
+class NumbaModule(Module):
+    """A model whose kernels Numba compiles when they are first called."""
+
+    def __init__(self, plan: Plan, text: str, raw: Sequence[Tensor], info: ModelInfo, arguments: tuple[Any, ...] = ()) -> None:
+        namespace: dict[str, Any] = {"__name__": "fusile_numba_model"}
+        exec(compile(text, "<fusile: kernels for Numba>", "exec"), namespace)
+        self.source = text
+        self.signature = Signature(tuple(port(t.name, t) for t in plan.inputs))
+        self.outputs = tuple(port(n, t) for n, t in zip(plan.output_names, plan.outputs, strict=True))
+        self.info = info
+        self._inputs = plan.inputs
+        self._dtypes = [numpy_dtype(t.dtype) for t in plan.outputs]
+        self._error: type[Exception] = namespace["RunError"]
+        self._model = namespace["Model"](raw_weights(raw), *arguments)
+
+    def run(self, feeds: Sequence[Value]) -> list[Value]:
+        """The outputs, in graph order, for the inputs in graph order. Raises FeedError for feeds that do not fit, RunError for what the data does."""
+        arrays = [words_of(a, t) for a, t in zip(self.signature.check(feeds), self._inputs, strict=True)]
+        try:
+            answers = self._model.run(arrays)
+        except self._error as e:
+            node = getattr(e, "node", "")
+            raise RunError("The run failed", node=node or None, why=str(getattr(e, "why", e)), todo="Look at the values fed to the model") from None
+        return [np.asarray(a).view(d) for a, d in zip(answers, self._dtypes, strict=True)]

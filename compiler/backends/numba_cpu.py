@@ -1,0 +1,76 @@
+"""Numba on a CPU: a model as Python source whose loops Numba compiles, and that source run in this process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx_ir as ir
+
+from fusile.backends.numba import scalars
+from fusile.backends.numba.build import Dump, Pass, Settings, build, no_dump
+from fusile.backends.numba.kernels import Cpu
+from fusile.backends.numba.module import NumbaModule
+from fusile.backends.numba.plan import Words
+from fusile.backends.numba.source import Target, print_module
+from fusile.capabilities import FUNCTIONS
+from fusile.ir.plan import Plan
+from fusile.options import Options
+from fusile.passes import inline, layout, pack
+from fusile.runtime.module import ModelInfo
+from fusile.schedule import numba_cpu as rules
+from fusile.schedule.interchange import drop_units
+from fusile.schedule.tiles import Registers
+
+LANES = 16
+"""Partial sums of a reduction along contiguous memory."""
+REGISTERS = Registers(16, 32)
+"""What panels of packed operands are cut for: vectors of 16 numbers, 32 of them."""
+
+PLAIN: tuple[tuple[str, Pass], ...] = (("inline", lambda p, s: inline.inline(p, s.log, s.same)),)
+"""Level 0: one kernel per operator, as it is defined."""
+
+TILED: tuple[tuple[str, Pass], ...] = (
+    ("layout", lambda p, s: layout.choose(p, s.log)),
+    ("inline", lambda p, s: inline.inline(p, s.log, s.same)),
+    ("pack", lambda p, s: pack.pack(p, REGISTERS, s.log)),
+    ("lanes", lambda p, s: pack.split_reductions(p, LANES, s.log)),
+)
+"""Levels 1 and 2: layouts, inlining, panels for contractions, lanes for reductions."""
+
+PIPELINES: dict[int, tuple[tuple[str, Pass], ...]] = {0: PLAIN, 1: TILED, 2: TILED}
+
+TARGET = Target(
+    name="numba",
+    dialect=Cpu(),
+    words=Words(
+        launch=lambda use, kernel, text: "",
+        from_arena="np.ndarray({shape}, {dtype}, arena, {start})",
+        empty="np.empty({shape}, {dtype})",
+    ),
+    printed=FUNCTIONS,
+    of_bits=True,
+)
+
+
+def plan_of(model: ir.Model, options: Options, dump: Dump = no_dump) -> Plan:
+    """The plan of a canonical graph whose operators all have definitions."""
+    schedule = rules.schedule if options.opt_level else lambda k: k.with_body(drop_units(k.body))
+    return build(model, Settings(options), PIPELINES[options.opt_level], schedule, dump)
+
+
+def module(plan: Plan, options: Options, info: ModelInfo | None = None, dump: Dump = no_dump) -> NumbaModule:
+    """A plan as a module in this process. Kernels compile when they are first called."""
+    printed = print_module(plan, TARGET, options, cache=False)
+    dump("source", lambda: printed.text)
+    return NumbaModule(plan, printed.text, printed.raw, info or ModelInfo(), (options.threads or os.cpu_count(),))
+
+
+def emit(model: ir.Model, folder: Path, options: Options) -> object:
+    """Write `model.py` and `weights.safetensors` into a folder, both or neither; answers what was written."""
+    from fusile.backends.numba.folder import write_folder
+
+    return write_folder(model, folder, options, plan_of, TARGET)
+
+
+__all__ = ["PIPELINES", "TARGET", "emit", "module", "plan_of", "scalars"]
