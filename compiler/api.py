@@ -28,7 +28,7 @@ def compile(source: Source, *, progress: Progress = silent, **options: Any) -> M
     UnsupportedError with every gap at once, InvalidModelError for a broken file and UnsafeModelError for
     one that reaches beyond its folder.
     """
-    from fusile import driver
+    from fusile import artefacts
 
     made = make_options(**options)
     if made.target not in KERNEL_TARGETS:
@@ -36,7 +36,7 @@ def compile(source: Source, *, progress: Progress = silent, **options: Any) -> M
             f"{made.target!r} is a target for source code",
             todo=f"Use fusile.emit(model, to={made.target!r}, out=...)",
         )
-    return driver.compile(source, made, progress)
+    return artefacts.compile(source, made, progress)
 
 
 def check(source: Source, **options: Any) -> CheckReport:

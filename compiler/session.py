@@ -165,12 +165,12 @@ class InferenceSession:
         self._build(*_normalise(providers, provider_options))
 
     def _build(self, providers: list[str], provider_options: dict[str, ProviderOptions]) -> None:
-        from fusile import driver
+        from fusile import artefacts
 
         start = time.perf_counter()
         try:
             options = self._options.to_options(_TARGETS[providers[0]], _Seed.value)
-            self._module: Module = driver.compile(self._source, options, silent)
+            self._module: Module = artefacts.compile(self._source, options, silent)
         except FusileError as error:
             raise load_error(error, self._source) from error
         self._providers, self._provider_options = providers, provider_options

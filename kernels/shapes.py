@@ -25,6 +25,9 @@ from fusile.ir.tensor import Shape, Tensor, compute
 from fusile.ir.types import I64
 from fusile.kernels.registry import Context, Malformed
 
+MOST_TABULATED = 1 << 20
+"""Tables up to this many elements are worked out while compiling."""
+
 
 def normal_axis(axis: int, rank: int) -> int:
     """An axis counted from the front. Raises Malformed outside -rank .. rank - 1."""

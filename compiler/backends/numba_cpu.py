@@ -24,8 +24,8 @@ from fusile.schedule.tiles import Registers
 
 LANES = 16
 """Partial sums of a reduction along contiguous memory."""
-REGISTERS = Registers(16, 32)
-"""What panels of packed operands are cut for: vectors of 16 numbers, 32 of them."""
+PANELS = Registers(32, 3)
+"""Makes panels of 64 columns: accumulators are a row in the first-level cache, which LLVM vectorises for any width of vectors."""
 
 PLAIN: tuple[tuple[str, Pass], ...] = (("inline", lambda p, s: inline.inline(p, s.log, s.same)),)
 """Level 0: one kernel per operator, as it is defined."""
@@ -33,7 +33,7 @@ PLAIN: tuple[tuple[str, Pass], ...] = (("inline", lambda p, s: inline.inline(p, 
 TILED: tuple[tuple[str, Pass], ...] = (
     ("layout", lambda p, s: layout.choose(p, s.log)),
     ("inline", lambda p, s: inline.inline(p, s.log, s.same)),
-    ("pack", lambda p, s: pack.pack(p, REGISTERS, s.log)),
+    ("pack", lambda p, s: pack.pack(p, PANELS, s.log)),
     ("lanes", lambda p, s: pack.split_reductions(p, LANES, s.log)),
 )
 """Levels 1 and 2: layouts, inlining, panels for contractions, lanes for reductions."""

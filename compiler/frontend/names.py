@@ -11,6 +11,9 @@ from fusile.errors import InvalidModelError, UsageError, show_name, show_names
 
 _LONGEST = 200
 
+UNNAMED_AXES = "fusile.unnamed_axes"
+"""Under this key an input's `meta` lists the axes whose symbols were made up here."""
+
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """The main graph and those inside of its nodes, outer before inner."""
@@ -165,6 +168,7 @@ def _named(value: ir.Value, known: dict[str, None]) -> ir.Shape:
             symbol += "_"
         known[symbol] = None
         found.append(ir.SymbolicDim(symbol))
+        value.meta.setdefault(UNNAMED_AXES, []).append(axis)
     return ir.Shape(found)
 
 

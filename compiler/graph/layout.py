@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnx_ir import convenience
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from fusile.graph.recognise import DOMAIN, constant, dims, initialiser, integer, producer
+from fusile.graph.recognise import DOMAIN, constant, dims, initialiser, integer, producer, single
 
 _MUCH = 1 << 40
 
@@ -501,24 +501,47 @@ def _batch_first(model: ir.Model) -> None:
 
 
 def cancel_transposes(model: ir.Model) -> None:
-    """transpose(transpose(x, p), q)  ->  transpose(x, p[q]),  and x where that changes nothing."""
+    """transpose(f(transpose(x, p)), q)  ->  transpose(f(x), p[q])  for elementwise f, and nothing where p[q] is nothing."""
     for node in list(model.graph):
         if node.op_type != "Transpose" or node.graph is None or "perm" not in node.attributes:
             continue
         x, perm = node.inputs[0], list(node.attributes["perm"].as_ints())
-        inner = producer(x, "Transpose")
-        while inner is not None and "perm" in inner.attributes:
+        while x is not None:
+            chain = _unary_chain(x)
+            inner = producer(chain[0].inputs[0] if chain else x, "Transpose")
+            if inner is None or "perm" not in inner.attributes or (chain and not single(inner.outputs[0])):
+                break
             first = list(inner.attributes["perm"].as_ints())
-            x, perm = inner.inputs[0], [first[axis] for axis in perm]
-            inner = producer(x, "Transpose")
+            perm = [first[axis] for axis in perm]
+            if chain:
+                chain[0].replace_input_with(0, inner.inputs[0])
+                for made in (unary.outputs[0] for unary in chain):
+                    if made.shape is not None:
+                        made.shape = _permuted(made.shape, [first.index(axis) for axis in range(len(first))])
+            else:
+                x = inner.inputs[0]
         assert x is not None
         out = node.outputs[0]
         if perm == sorted(perm) and not (out.is_graph_output() and (x.is_graph_input() or x.is_graph_output())):
             _bypass(model.graph, node, x)
-        elif x is not node.inputs[0]:
+        else:
             node.replace_input_with(0, x)
             node.attributes["perm"] = ir.AttrInt64s("perm", perm)
     RemoveUnusedNodesPass()(model)
+
+
+def _unary_chain(value: ir.Value) -> list[ir.Node]:
+    """Elementwise nodes of one computed operand that lead to a value which nothing else reads, first one first."""
+    chain: list[ir.Node] = []
+    node = value.producer()
+    while node is not None and node.op_type in ELEMENTWISE and single(node.outputs[0]):
+        if rank_of(node.inputs[0]) < 3 or any(v is not None and rank_of(v) > 0 for v in node.inputs[1:]):
+            break
+        if node.inputs[0] is None or node.inputs[0].is_initializer():
+            break
+        chain.insert(0, node)
+        node = node.inputs[0].producer()
+    return chain
 
 
 def _bypass(graph: ir.Graph, node: ir.Node, x: ir.Value) -> None:

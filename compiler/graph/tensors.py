@@ -57,6 +57,8 @@ _PARAM_NAME = re.compile(
     r"(?:^|[./_:])(?:weight|bias|gamma|beta|alpha|kernel|logit_scale|temperature|slope|[wb]_\d+)$"
 )
 
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+
 LAYER_INPUTS: Mapping[str, frozenset[int]] = {
     "Conv": frozenset({1, 2}),
     "ConvTranspose": frozenset({1, 2}),
@@ -143,6 +145,8 @@ def stored(value: ir.Value) -> bool:
     if not value.is_graph_output() and all(index in SHAPE_INPUTS.get(op, ()) for op, index in uses):
         return False
     size = math.prod(int(n) for n in held.shape.numpy())
+    if all(op in _RECURRENT and index in (5, 6) for op, index in uses) and size <= _TABLE:
+        return bool(np.any(np.asarray(held.numpy())))  # an initial state of zeros is none
     if held.dtype not in _FLOATS:
         return size > _LITERAL
     if size != 1:

@@ -9,6 +9,7 @@ loop runs only where no extent is zero.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Mapping
 
 from fusile.ir.expr import Apply, Axis, Const, Dim, Expr, apply, as_expr, const, raw_apply
@@ -19,12 +20,16 @@ Poly = dict[Monomial, int]
 POLYNOMIAL = frozenset({"add", "sub", "mul", "neg", "floordiv", "mod", "div", "rem", "min", "max"})
 
 
-def _rank(atom: Expr) -> tuple[int, str, int]:
+def _rank(atom: Expr) -> tuple[int, str, tuple[int, ...]]:
+    """The place of an atom in a monomial. Atoms that read alike are told apart by their axes, in the order in
+    which these were made."""
     if isinstance(atom, Dim):
-        return (0, atom.name, 0)
+        return (0, atom.name, ())
     if isinstance(atom, Axis):
-        return (1, atom.name, atom.uid)
-    return (2, repr(atom), 0)
+        return (1, atom.name, (atom.uid,))
+    from fusile.ir.expr import nodes
+
+    return (2, repr(atom), tuple(x.uid for x in nodes(atom) if isinstance(x, Axis)))
 
 
 def _times(a: Monomial, b: Monomial) -> Monomial:
@@ -75,7 +80,7 @@ def poly(e: Expr | int) -> Poly:
 
 def expr(p: Mapping[Monomial, int]) -> Expr:
     """The canonical expression of a polynomial."""
-    p = _recombined(p)
+    p = _recombined(_in_range(p))
     terms = sorted(p.items(), key=lambda t: (-len(t[0]), [_rank(a) for a in t[0]]))
     out: Expr | None = None
     for monomial, c in terms:
@@ -92,6 +97,14 @@ def expr(p: Mapping[Monomial, int]) -> Expr:
     if out._poly is None:
         out._poly = dict(p)
     return out
+
+
+def _in_range(p: Mapping[Monomial, int]) -> Mapping[Monomial, int]:
+    """The same value with all factors in i64, where arithmetic wraps."""
+    if all(-(1 << 63) <= c < 1 << 63 for c in p.values()):
+        return p
+    wrapped = {m: (c + (1 << 63)) % (1 << 64) - (1 << 63) for m, c in p.items()}
+    return {m: c for m, c in wrapped.items() if c}
 
 
 def _recombined(p: Mapping[Monomial, int]) -> Mapping[Monomial, int]:
@@ -134,7 +147,12 @@ def _wanted(p: Mapping[Monomial, int], rest: Monomial, c: int, remainder: Apply)
             others.remove(atom)
             factor, left = split(poly(atom.args[1]), poly(d))
             # y // (g d) is (y // g) // d, and y // g may be written as x is.
-            if beside == {tuple(others): k} and factor and not left and quotient(atom.args[0], expr(factor)) is x:
+            if (
+                beside == {tuple(others): k}
+                and factor
+                and not left
+                and quotient(atom.args[0], expr(factor)) is x
+            ):
                 return {monomial: k}
     return None
 
@@ -231,7 +249,7 @@ def _long_division(p: Mapping[Monomial, int], divisor: Mapping[Monomial, int]) -
     return {}, dict(p)
 
 
-def _degree(m: Monomial) -> tuple[int, list[tuple[int, str, int]]]:
+def _degree(m: Monomial) -> tuple[int, list[tuple[int, str, tuple[int, ...]]]]:
     return (len(m), [_rank(a) for a in m])
 
 
@@ -249,54 +267,173 @@ def _without(monomial: Monomial, by: Monomial) -> Monomial | None:
 
 
 def _bound(atom: Expr, upper: bool) -> Poly | None:
-    """A bound of one atom in terms of dims alone, or None."""
+    """A bound of one atom: of an axis in terms of its extent, of others in terms of dims alone; or None."""
     if isinstance(atom, Dim):
         return {(atom,): 1}
     if isinstance(atom, Axis):
-        return extreme(add(poly(atom.extent), {(): -1}), True) if upper else {}
-    if isinstance(atom, Apply):
-        a, b = atom.args[0], atom.args[-1]
-        if (atom.op == "mod" or (atom.op == "rem" and nonnegative(poly(a)))) and positive(poly(b)):
-            return extreme(add(poly(b), {(): -1}), True) if upper else {}
-        if atom.op in ("floordiv", "div") and positive(poly(b)) and nonnegative(poly(a)):
-            if not upper:
-                return {}
-            most = extreme(poly(a), True)
-            k = poly(b)
-            if most is not None and set(k) == {()} and set(most) <= {()}:
-                return {(): most.get((), 0) // k[()]}
-            return most
-        if atom.op in ("min", "max"):
-            bounds = [extreme(poly(x), upper) for x in (a, b)]
-            if (atom.op == "min") == upper:  # either bound holds; take a constant one if there is
-                return next(
-                    (x for x in bounds if x is not None and set(x) <= {()}),
-                    next((x for x in bounds if x is not None), None),
-                )
-            if not upper and all(x is not None and _dims_nonnegative(x) for x in bounds):
-                return {}
+        return add(poly(atom.extent), {(): -1}) if upper else {}
+    if not isinstance(atom, Apply):
+        return None
+    a, b = atom.args[0], atom.args[-1]
+    if (atom.op == "mod" or (atom.op == "rem" and nonnegative(poly(a)))) and positive(poly(b)):
+        return extreme(add(poly(b), {(): -1}), True) if upper else {}
+    if atom.op in ("floordiv", "div") and positive(poly(b)):
+        return _quotient_bound(atom, upper)
+    if atom.op in ("min", "max"):
+        bounds = [extreme(poly(x), upper) for x in (a, b)]
+        if (atom.op == "min") == upper:
+            return _either(bounds, upper)
+        if not upper and all(x is not None and _dims_nonnegative(x) for x in bounds):
+            return {}
     return None
+
+
+def _either(bounds: Iterable[Poly | None], upper: bool) -> Poly | None:
+    """The better of two bounds that both hold, as far as one can tell: one that is not negative from below,
+    else a number."""
+    known = [x for x in bounds if x is not None]
+    if not upper and any(map(_dims_nonnegative, known)):
+        return next(x for x in known if _dims_nonnegative(x))
+    numbers = [x for x in known if set(x) <= {()}]
+    if numbers:
+        pick = min if upper else max
+        return pick(numbers, key=lambda x: x.get((), 0))
+    return known[0] if known else None
+
+
+def _quotient_bound(atom: Apply, upper: bool) -> Poly | None:
+    """Of a quotient by something positive: a number where there is one."""
+    a, b = poly(atom.args[0]), poly(atom.args[1])
+    signed = not nonnegative(a)
+    if signed and (upper or atom.op == "div"):
+        return None
+    found = extreme(a, upper)
+    if upper and found is not None and set(found) <= {()}:
+        return _number(found.get((), 0) // max(1, _least(extreme(b, False)) or 1))
+    if not upper and set(b) == {()}:
+        least = _least(found)
+        if least is not None:
+            return _number(least // b[()])
+    return found if upper else None if signed else {}
+
+
+def _least(p: Mapping[Monomial, int] | None) -> int | None:
+    """The least value of a polynomial in dims that grows with all of them: for sizes of 1."""
+    if p is None or any(c < 0 for m, c in p.items() if m):
+        return None
+    return sum(p.values())
+
+
+def _number(n: int) -> Poly:
+    return {(): n} if n else {}
 
 
 def extreme(p: Mapping[Monomial, int], upper: bool) -> Poly | None:
     """A bound of a polynomial in terms of dims alone, or None where none is known."""
+    found = _resolved(p, upper, _Quotients.BOUNDED)
+    return found if found is not None else _resolved(p, upper, _Quotients.CANCELLED)
+
+
+_MOST_ATOMS = 64
+_MOST_FACTOR = 1 << 20
+
+
+class _Quotients(enum.Enum):
+    """What becomes of x // d in a bound: its own bound; x / d where a multiple of d stands before it; or that
+    after everything has been multiplied by d, which keeps signs only.
+    """
+
+    BOUNDED = 0
+    CANCELLED = 1
+    SCALED = 2
+
+
+def _resolved(p: Mapping[Monomial, int], upper: bool, how: _Quotients) -> Poly | None:
+    """A bound of p (SCALED: of a positive multiple of it) in terms of dims alone, or None.
+
+    One atom after the other gives way to its bound; what cancels meanwhile is gone.
+    """
+    out: Mapping[Monomial, int] | None = p
+    factor = 1
+    for _ in range(_MOST_ATOMS):
+        assert out is not None
+        atoms = {a for m in out for a in m if not isinstance(a, Dim)}
+        if not atoms:
+            return dict(out)
+        turns = {a: (_turn(a, atoms), _rank(a)) for a in atoms}
+        atom = min(atoms, key=turns.__getitem__)
+        by = _divisor(atom) if how is _Quotients.SCALED else 1
+        if factor * by <= _MOST_FACTOR and any(atom in m and c % by for m, c in out.items()):
+            out, factor = multiply(out, {(): by}), factor * by
+        out = _without_atom(out, atom, upper, how is not _Quotients.BOUNDED)
+        if out is None:
+            return None
+        out = _recombined(out)
+    return None
+
+
+def _divisor(atom: Expr) -> int:
+    if isinstance(atom, Apply) and atom.op == "floordiv":
+        return max(1, number(atom.args[1]) or 1)
+    return 1
+
+
+def _turn(atom: Expr, atoms: Iterable[Expr]) -> int:
+    """Quotients of axes before the axes, an axis before those that its extent depends on, quotients of sizes
+    last.
+    """
+    if not isinstance(atom, Axis):
+        return 0 if _over_axes(atom) else 3
+    return 2 if any(b is not atom and isinstance(b, Axis) and _mentions(b.extent, atom) for b in atoms) else 1
+
+
+def _over_axes(e: Expr) -> bool:
+    from fusile.ir.expr import free
+
+    return any(isinstance(x, Axis) for x in free(e))
+
+
+def _without_atom(p: Mapping[Monomial, int], atom: Expr, upper: bool, cancels: bool) -> Poly | None:
+    """A bound of p in which an atom does not occur (a quotient may leave what is divided), or None."""
     out: Poly = {}
     for monomial, c in p.items():
-        if all(isinstance(a, Dim) for a in monomial):
+        if atom not in monomial:
             out = add(out, {monomial: c})
             continue
-        term: Poly = {(): c}
-        for atom in monomial:
-            from_above = upper == (c > 0)
-            bound = _bound(atom, from_above)
-            low = _bound(atom, False) if from_above else bound
-            # Bounds of a product are the products of bounds only where no factor can be negative.
-            signed = low is None or not _dims_nonnegative(low)
-            if bound is None or (signed and len(monomial) > 1):
+        rest = list(monomial)
+        rest.remove(atom)
+        # The bound of one factor is one of the product only where no other factor can be negative.
+        if not all(map(_never_negative, rest)):
+            return None
+        above = upper == (c > 0)
+        term = _cancelled(atom, tuple(rest), c, above) if cancels else None
+        if term is None:
+            bound = _bound(atom, above)
+            if bound is None:
                 return None
-            term = multiply(term, bound)
+            term = multiply({tuple(rest): c}, bound)
         out = add(out, term)
     return out
+
+
+def _never_negative(atom: Expr) -> bool:
+    low = _bound(atom, False)
+    return low is not None and _dims_nonnegative(low)
+
+
+def _cancelled(atom: Expr, rest: Monomial, c: int, upper: bool) -> Poly | None:
+    """Of d * (x // d), with d > 0: at most x, at least x - (d - 1); None for another product."""
+    if not (isinstance(atom, Apply) and atom.op == "floordiv" and positive(poly(atom.args[1]))):
+        return None
+    divisor = poly(atom.args[1])
+    if len(divisor) != 1:
+        return None
+    ((by, k),) = divisor.items()
+    left = _without(rest, by)
+    if left is None or c % k:
+        return None
+    x = poly(atom.args[0])
+    return multiply({left: c // k}, x if upper else add(x, add(divisor, {(): -1}), -1))
 
 
 def _dims_nonnegative(p: Mapping[Monomial, int]) -> bool:
@@ -316,8 +453,26 @@ def nonnegative(p: Mapping[Monomial, int]) -> bool:
     """Whether p >= 0 is provable."""
     if not p:
         return True
-    low = extreme(p, False)
-    return low is not None and _dims_nonnegative(low)
+    for how in _Quotients:
+        found = _resolved(p, False, how)
+        if found is not None and _dims_nonnegative(found):
+            return True
+        if how is _Quotients.BOUNDED and not any(_divides(a) for a in _every_atom(p)):
+            break
+    return False
+
+
+def _divides(atom: Expr) -> bool:
+    return isinstance(atom, Apply) and atom.op == "floordiv"
+
+
+def _every_atom(p: Mapping[Monomial, int]) -> Iterable[Expr]:
+    """The atoms of a polynomial, and those of the extents of its axes."""
+    for monomial in p:
+        for atom in monomial:
+            yield atom
+            if isinstance(atom, Axis):
+                yield from _every_atom(poly(atom.extent))
 
 
 def positive(p: Mapping[Monomial, int]) -> bool:

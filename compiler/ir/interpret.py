@@ -201,9 +201,11 @@ class Interpreter:
         over = tuple(range(len(stage.axes), full.ndim))
         if r.kind in ("max", "min") and math.prod(full.shape[len(stage.axes) :]) == 0:
             return np.full(full.shape[: len(stage.axes)], identity(r.kind, stage.out.dtype), full.dtype)
-        return np.asarray(
-            _REDUCERS[r.kind](full, axis=over, **({"dtype": full.dtype} if r.kind in ("sum", "prod") else {}))
-        )
+        if r.kind in ("max", "min"):
+            # The scalar operation, folded from its identity, passes over NaNs; numpy's reduction would keep them.
+            full = np.where(full != full, np.asarray(identity(r.kind, r.dtype)).astype(full.dtype), full)
+            return np.asarray(_REDUCERS[r.kind](full, axis=over))
+        return np.asarray(_REDUCERS[r.kind](full, axis=over, dtype=full.dtype))
 
     def _contract(self, axes: Sequence[Axis], r: Reduce) -> Array:
         """A sum of products, without ever holding all products at once."""

@@ -1,13 +1,15 @@
 """The tensor program: meaning without an order.
 
-A program is a list of stages; each defines one tensor (or, for a scan, several) from others. Three kinds of stage:
+A program is a list of stages; each defines one tensor (or, for a scan, several) from others. Three kinds of
+stage:
 
     Compute   T[i, j] = expression, or T[i, j] = sum(k) expression      (`compute`, `reduce_sum`, …)
     Scan      a small program repeated along time, with carried state   (`scan`)
     Scatter   T = initial; for u in updates: T[index(u)] op= value(u)   (`scatter`)
 
-Extents are integers or symbolic expressions. A size that is known only when the model runs is a Dim with a definition in
-`Program.dim_definitions`. The functions here are the language in which `fusile.kernels` defines operators.
+Extents are integers or symbolic expressions. A size that is known only when the model runs is a Dim with a
+definition in `Program.dim_definitions`. The functions here are the language in which `fusile.kernels` defines
+operators.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -47,10 +49,12 @@ _serial = itertools.count()
 
 @dataclass(eq=False, slots=True)
 class Tensor:
-    """A named, typed value: `shape` (extents), and at most one of: a defining stage, data known while compiling, or neither (an input).
+    """A named, typed value: `shape` (extents), and at most one of: a defining stage, data known while
+    compiling, or neither (an input).
 
-    `data` is a thunk for a constant's numpy array (weights are read late, or never); `known` holds the elements, in row-major order,
-    of a small tensor whose every element is an expression over dims (shape arithmetic).
+    `data` is a thunk for a constant's numpy array (weights are read late, or never); `known` holds the
+    elements, in row-major order, of a small tensor whose every element is an expression over dims (shape
+    arithmetic).
     """
 
     name: str
@@ -84,7 +88,10 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Compute:
-    """`out[axes] = body`; `body` may be a Reduce at its root. `origin` is the ONNX node's name, `op` its type (for people only)."""
+    """`out[axes] = body`; `body` may be a Reduce at its root.
+
+    `origin` is the ONNX node's name, `op` its type (for people only).
+    """
 
     out: Tensor
     axes: tuple[Axis, ...]
@@ -103,7 +110,9 @@ class Compute:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Carried:
-    """State of a scan: `now` is read inside the step, starts as `initial`, and becomes `then` after each step."""
+    """State of a scan: `now` is read inside the step, starts as `initial`, and becomes `then` after each
+    step.
+    """
 
     now: Tensor
     initial: Tensor
@@ -112,8 +121,9 @@ class Carried:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scan:
-    """`for time: body; carried`. `collected` pairs an outer tensor with the step's tensor that fills its slice [time, …];
-    `finals` pairs an outer tensor with the carried state whose last value it takes. Numpy meaning: run the body in a loop.
+    """`for time: body; carried`. `collected` pairs an outer tensor with the step's tensor that fills its
+    slice [time, …]; `finals` pairs an outer tensor with the carried state whose last value it takes. Numpy
+    meaning: run the body in a loop.
     """
 
     time: Axis
@@ -131,8 +141,8 @@ class Scan:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scatter:
-    """`out[axes] = initial`, then for each `updates` in row-major order, where `condition`: `out[index] op= value`.
-    `kind` is set | add | mul | min | max.
+    """`out[axes] = initial`, then for each `updates` in row-major order, where `condition`: `out[index] op=
+    value`. `kind` is set | add | mul | min | max.
     """
 
     out: Tensor
@@ -151,12 +161,15 @@ class Scatter:
         return (self.out,)
 
 
-Stage = Union[Compute, Scan, Scatter]
+Stage = Compute | Scan | Scatter
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class DimDefinition:
-    """`dim = value`, worked out by the plan when run; `value` may load elements of tensors. Refused below 0, naming `origin`."""
+    """`dim = value`, worked out by the plan when run; `value` may load elements of tensors.
+
+    Refused below 0, naming `origin`.
+    """
 
     dim: Dim
     value: Expr
@@ -165,7 +178,9 @@ class DimDefinition:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Requirement:
-    """A condition on dims that the plan checks before anything that depends on it; `reason` says what is wrong otherwise."""
+    """A condition on dims that the plan checks before anything that depends on it; `reason` says what is
+    wrong otherwise.
+    """
 
     condition: Expr
     origin: str
@@ -213,7 +228,7 @@ def stage_reads(stage: Stage) -> list[Tensor]:
     return list(found)
 
 
-# ---- the language of definitions ---------------------------------------------------------------------------------------------------
+# ---- the language of definitions ----
 
 
 def as_shape(extents: Iterable[Expr | int]) -> Shape:
@@ -282,7 +297,10 @@ def compute(
 
 
 def reduction(kind: str, extents: Iterable[Expr | int], body: Callable[..., Expr]) -> Expr:
-    """`kind(k, l, …) body(k, l, …)` as an expression, for use inside `compute`. `kind`: sum | prod | max | min."""
+    """`kind(k, l, …) body(k, l, …)` as an expression, for use inside `compute`.
+
+    `kind`: sum | prod | max | min.
+    """
     axes = tuple(axis(f"k{n}", e) for n, e in enumerate(as_shape(extents)))
     live = tuple(a for a in axes if ix.number(a.extent) != 1)
     value = body(*(a if a in live else const(0) for a in axes))
@@ -341,8 +359,9 @@ def scan(
     *,
     name: str = "scan",
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """A recurrence along time. `step(time, *state) -> (next state, collected)`, all tensors made with `compute`; time is the index
-    expression of the step. Answers (stacked collected tensors, each with a leading axis of `steps`; final states).
+    """A recurrence along time. `step(time, *state) -> (next state, collected)`, all tensors made with
+    `compute`; time is the index expression of the step. Answers (stacked collected tensors, each with a
+    leading axis of `steps`; final states).
     """
     time = axis("time", steps)
     now = [Tensor(f"{name}_state{k}", t.dtype, t.shape) for k, t in enumerate(initial)]
@@ -401,7 +420,9 @@ def scatter(
     condition: Callable[..., Expr] | None = None,
     name: str = "scatter",
 ) -> Tensor:
-    """`T[i…] = initial(i…)`, then for u in `updates`, in order, where condition(u…): `T[index(u…)] kind= value(u…)`."""
+    """`T[i…] = initial(i…)`, then for u in `updates`, in order, where condition(u…): `T[index(u…)] kind=
+    value(u…)`.
+    """
     axes = tuple(axis(f"i{k}", e) for k, e in enumerate(as_shape(shape)))
     ups = tuple(axis(f"u{k}", e) for k, e in enumerate(as_shape(updates)))
     from fusile.ir.types import BOOL
@@ -434,7 +455,30 @@ def collect(outputs: Sequence[Tensor]) -> tuple[Stage, ...]:
 
 
 __all__ = [
-    "Carried", "Compute", "Const", "Dim", "DimDefinition", "Program", "Requirement", "Scan", "Scatter", "Shape", "Stage", "Tensor",
-    "as_shape", "collect", "compute", "constant", "dim", "from_exprs", "reduce_max", "reduce_min", "reduce_sum", "reduction", "scan", "scatter",
-    "stage_reads", "stages_between",
-]  # fmt: skip
+    "Carried",
+    "Compute",
+    "Const",
+    "Dim",
+    "DimDefinition",
+    "Program",
+    "Requirement",
+    "Scan",
+    "Scatter",
+    "Shape",
+    "Stage",
+    "Tensor",
+    "as_shape",
+    "collect",
+    "compute",
+    "constant",
+    "dim",
+    "from_exprs",
+    "reduce_max",
+    "reduce_min",
+    "reduce_sum",
+    "reduction",
+    "scan",
+    "scatter",
+    "stage_reads",
+    "stages_between",
+]

@@ -151,6 +151,8 @@ class _Grouper:
         axes = group.domain[first]
         if group.heavy:
             return "it needs more than one point of a tiled contraction"
+        if stage.reduction is None:
+            return "it reads other points than it writes"
         if any(isinstance(s, Compute) and access.is_window(s) for s in (*group.stages, stage)):
             return "a sliding window is tiled over all its points"
         kept = [a for q, a in enumerate(axes) if q not in lost]

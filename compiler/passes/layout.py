@@ -7,12 +7,15 @@ for the channel to be innermost; stages that run over equal indices hand the wis
 
 from __future__ import annotations
 
-from fusile.ir.expr import Axis, Expr, Load, free, load, substitute
+from fusile.ir import index as ix
+from fusile.ir.expr import Axis, Expr, Load, as_expr, axis, free, load, substitute
 from fusile.ir.tensor import Compute, Program, Scan, Scatter, Stage, Tensor, stage_reads
 from fusile.passes import access
 from fusile.passes.inline import Log
 
 Order = tuple[int, ...]
+FEWEST_COLUMNS = 12
+"""With fewer columns than this (most of a vector), a contraction runs along its spatial axis instead."""
 
 
 class _Classes:
@@ -61,6 +64,88 @@ def choose(program: Program, log: Log) -> Program:
     return _apply(program, classes, fixed, log)
 
 
+def merge_columns(program: Program, log: Log) -> Program:
+    """Contractions with constant weights and several n axes get one: `T[…, o, r, s]` becomes `T[…, (o R + r) S + s]`.
+
+    A register tile runs along one axis; short axes (the phases of a transposed convolution) would leave its lanes empty.
+    """
+    fixed = {*program.outputs} | {x.source for d in program.dim_definitions for x in access.loads(d.value)}
+    for s in program.stages:
+        if not isinstance(s, Compute):
+            fixed |= set(stage_reads(s))
+    moved: dict[Tensor, tuple[Tensor, tuple[int, ...], tuple[int, ...]]] = {}
+
+    def read(x: Load) -> Expr:
+        if x.source not in moved:
+            return x
+        to, kept, merged = moved[x.source]
+        at: Expr = as_expr(0)
+        for d in merged:
+            at = at * x.source.shape[d] + x.index[d]
+        return load(to, (*(x.index[d] for d in kept), at))
+
+    out: list[Stage] = []
+    for s in program.stages:
+        if not isinstance(s, Compute):
+            out.append(s)
+            continue
+        s = Compute(s.out, s.axes, substitute(s.body, {}, read), s.origin, s.op)
+        c = access.contraction(s)
+        columns = [] if c is None else [d for d, a in enumerate(s.axes) if a in c.n and ix.number(a.extent) != 1]
+        total = ix.number(ix.product(s.axes[d].extent for d in columns))
+        if c is None or s.out in fixed or len(columns) < 2 or total is None or c.right.source.data is None:
+            out.append(s)
+            continue
+        kept = tuple(d for d in range(len(s.axes)) if d not in columns)
+        column = axis("column", total)
+        places: dict[Expr, Expr] = {}
+        rest: Expr = column
+        for d in reversed(columns):
+            places[s.axes[d]] = rest % s.axes[d].extent
+            rest = rest // s.axes[d].extent
+        axes = (*(s.axes[d] for d in kept), column)
+        t = Tensor(s.out.name, s.out.dtype, tuple(a.extent for a in axes))
+        moved[s.out] = (t, kept, tuple(columns))
+        made = Compute(t, axes, substitute(s.body, places), s.origin, s.op)
+        t.stage = made
+        out.append(made)
+        log.made.append(f"{s.out.name} has its {len(columns)} column axes in one")
+    return program.with_stages(out)
+
+
+def within_operators(program: Program, log: Log) -> Program:
+    """Contractions that want their channels innermost get copies of their own: one of the operand in, one of the result out.
+
+    The tensors between operators keep the layout of the model: what an operator costs where none is fused with its neighbours.
+    """
+    out: list[Stage] = []
+    for s in program.stages:
+        c = access.contraction(s) if isinstance(s, Compute) else None
+        chosen = [(one, order) for one in (c, access.swapped(c)) if (order := _data_order(one)) is not None] if c is not None else []
+        if not isinstance(s, Compute) or not chosen or chosen[0][0].left.source.data is not None:
+            out.append(s)
+            continue
+        one, order = chosen[0]
+        columns = ix.number(ix.product(a.extent for a in one.n))
+        if columns is not None and columns < FEWEST_COLUMNS:
+            out.append(s)
+            continue
+        source = one.left.source
+        fresh = [axis(a, n) for a, n in zip((f"i{d}" for d in range(source.rank)), source.shape, strict=True)]
+        turned = Tensor(f"{source.name}_turned", source.dtype, tuple(source.shape[d] for d in order))
+        turned.stage = Compute(turned, tuple(fresh[d] for d in order), load(source, fresh), s.origin, s.op)
+        back = _result_order(s, one)
+        inner = Tensor(f"{s.out.name}_turned", s.out.dtype, tuple(s.out.shape[d] for d in back))
+        body = substitute(s.body, {one.left: load(turned, tuple(one.left.index[d] for d in order))})
+        inner.stage = Compute(inner, tuple(s.axes[d] for d in back), body, s.origin, s.op)
+        last = [axis(a.name, a.extent) for a in s.axes]
+        outer = Compute(s.out, tuple(last), load(inner, tuple(last[d] for d in back)), s.origin, s.op)
+        s.out.stage = outer
+        out.extend((turned.stage, inner.stage, outer))
+        log.made.append(f"{s.out.name} is computed with its channels innermost, between copies")
+    return program.with_stages(out)
+
+
 def _link(stage: Compute, classes: _Classes, fixed: set[Tensor]) -> None:
     """Tensors read along the stage's own axes, dimension by dimension, go together with its result."""
     if access.contraction(stage) is not None or stage.out in fixed:
@@ -83,6 +168,9 @@ def _ask(stage: Compute, classes: _Classes) -> None:
         for one in (c, access.swapped(c)):
             order = _data_order(one)
             if order is not None and one.left.source.data is None:
+                columns = ix.number(ix.product(a.extent for a in one.n))
+                if columns is not None and columns < FEWEST_COLUMNS:
+                    return
                 classes.ask(one.left.source, order)
                 classes.ask(stage.out, _result_order(stage, one))
                 return

@@ -56,7 +56,10 @@ def pack(program: Program, registers: Registers, log: Log) -> Program:
             out.extend(_lane_innermost(s, packed))
             continue
         last = next(a for a in reversed(s.axes) if ix.number(a.extent) != 1)
-        if c.right.source.data is not None or access.stride(c.right, last) != 1:
+        if c.right.source.data is None and access.stride(c.right, last) != 1 and access.is_window(s):
+            out.extend(_turned(s, c, last, packed))
+            log.made.append(f"{c.right.source.name} is turned for {s.out.name}, which runs along another of its dimensions")
+        elif c.right.source.data is not None or access.stride(c.right, last) != 1:
             stages = _packed(s, c, last, registers, packed)
             out.extend(stages)
             log.made.append(f"{c.right.source.name} is packed into panels for {s.out.name}")
@@ -91,6 +94,26 @@ def _packed(s: Compute, c: access.Contraction, last: Axis, registers: Registers,
     body = reduce_over("sum", tuple(order), apply("mul", c.left, read))
     stages.append(Compute(s.out, s.axes, body, s.origin, s.op))
     return stages
+
+
+def _turned(s: Compute, c: access.Contraction, last: Axis, done: dict[tuple[object, ...], Tensor]) -> list[Stage]:
+    """A copy of the right operand with the dimension of the lane axis innermost, for a window that panels would repeat many times."""
+    source = c.right.source
+    along = [d for d, i in enumerate(c.right.index) if last in free(i)]
+    if len(along) != 1 or along[0] == source.rank - 1:
+        return [s]
+    order = (*(d for d in range(source.rank) if d != along[0]), along[0])
+    key = (source, -1, order)
+    stages: list[Stage] = []
+    if key not in done:
+        fresh = [axis(f"i{d}", n) for d, n in enumerate(source.shape)]
+        turned = Tensor(f"{source.name}_turned", source.dtype, tuple(source.shape[d] for d in order))
+        turned.stage = Compute(turned, tuple(fresh[d] for d in order), load(source, fresh), s.origin, s.op)
+        stages.append(turned.stage)
+        done[key] = turned
+    assert s.reduction is not None
+    body = substitute(s.reduction.body, {c.right: load(done[key], tuple(c.right.index[d] for d in order))})
+    return [*stages, Compute(s.out, s.axes, reduce_over("sum", s.reduction.axes, body), s.origin, s.op)]
 
 
 def _packed_scan(s: Scan, registers: Registers, done: dict[tuple[object, ...], Tensor], log: Log) -> list[Stage]:

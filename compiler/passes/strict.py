@@ -90,8 +90,9 @@ def check_plan(program: Program, plan: Plan) -> None:
 # ---- agreement -------------------------------------------------------------------------------------------------------
 
 
-def same_program(step: str, before: Program, after: Program) -> None:
-    """Both programs answer alike on random inputs, for a few sizes; programs that are too large are left out."""
+def same_program(step: str, before: Program, after: Program) -> int:
+    """Both programs answer alike on random inputs, for a few sizes; programs that are too large are left out. How often they ran."""
+    ran = 0
     for sizes in SIZES:
         feeds = random_feeds(before.inputs, sizes)
         if feeds is None or max(points(before, sizes), points(after, sizes)) > MOST_POINTS:
@@ -100,10 +101,13 @@ def same_program(step: str, before: Program, after: Program) -> None:
         if outcome is not None:
             names = [repr(n) for n in before.output_names]
             _agree(f"After {step}", names, outcome, run_program(after, feeds))
+            ran += 1
+    return ran
 
 
-def same_plan(program: Program, plan: Plan) -> None:
-    """The plan answers as the program does, on random inputs; plans that take too many steps are left out."""
+def same_plan(program: Program, plan: Plan) -> int:
+    """The plan answers as the program does, on random inputs; plans that take too many steps are left out. How often they ran."""
+    ran = 0
     for sizes in SIZES:
         feeds = random_feeds(program.inputs, sizes)
         if feeds is None or points(program, sizes) > MOST_STEPS:
@@ -112,10 +116,13 @@ def same_plan(program: Program, plan: Plan) -> None:
         if outcome is not None:
             names = [repr(n) for n in program.output_names]
             _agree("After plan_memory", names, outcome, run_plan(plan, feeds))
+            ran += 1
+    return ran
 
 
-def same_group(group: Group, kernel: Kernel) -> None:
-    """A naive kernel writes what the interpreter finds for its stages."""
+def same_group(group: Group, kernel: Kernel) -> int:
+    """A naive kernel writes what the interpreter finds for its stages. How often they ran."""
+    ran = 0
     tensors = kernel.notes["tensors"]
     assert isinstance(tensors, Mapping)
     for sizes in SIZES:
@@ -138,10 +145,13 @@ def same_group(group: Group, kernel: Kernel) -> None:
             run_kernel(kernel, arrays, {d: int(dims[d]) for d in kernel.dims})
             outs = [b for b in kernel.params if tensors[b] in own]
             _agree(f"After lower, {kernel.name}", [b.name for b in outs], outcome, [arrays[b] for b in outs])
+            ran += 1
+    return ran
 
 
-def same_kernel(step: str, before: Kernel, after: Kernel) -> None:
-    """Both kernels leave the same in memory, on random inputs, for a few sizes; kernels that take too long are left out."""
+def same_kernel(step: str, before: Kernel, after: Kernel) -> int:
+    """Both kernels leave the same in memory, on random inputs, for a few sizes; kernels that take too long are left out. How often they ran."""
+    ran = 0
     if [b.name for b in before.params] != [b.name for b in after.params]:
         raise InternalError(f"After {step}: {after.name} takes other parameters than before")
     dims_of = dict.fromkeys((*before.dims, *after.dims))
@@ -161,6 +171,8 @@ def same_kernel(step: str, before: Kernel, after: Kernel) -> None:
             run_kernel(after, second, {d: int(dims[d]) for d in after.dims})
             got = [second[b].view(first[a].dtype) for a, b in zip(before.params, after.params, strict=True)]
             _agree(f"After {step}, {after.name}", [b.name for b in after.params], outcome, got)
+            ran += 1
+    return ran
 
 
 def _outcome(run: Callable[[], list[Array]], unrelated: bool = False) -> list[Array] | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +14,7 @@ import onnx_ir as ir
 from fusile.errors import Gap, InvalidModelError, UnsupportedError
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Const, Dim, Expr, Guard, Load, Reduce, const, dim, nodes, substitute
-from fusile.ir.tensor import Compute, Program, Tensor, as_shape, collect, compute, stage_reads
+from fusile.ir.tensor import Compute, Program, Scan, Tensor, as_shape, collect, compute, stage_reads
 from fusile.ir.types import BY_CODE
 from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsupported, call
 
@@ -155,7 +157,7 @@ class _Lowering:
         except Unsupported as e:
             self.gaps.append(Gap(*where, e.reason, e.way_out))
             return
-        except (Malformed, TypeError, ValueError, IndexError) as e:
+        except (Malformed, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as e:
             if isinstance(e, Malformed):
                 raise InvalidModelError(f"node {node.name!r} ({node.op_type}): {e}") from None
             raise InvalidModelError(
@@ -204,7 +206,9 @@ def _attributes(node: ir.Node) -> dict[str, Any]:
 
 
 def _name_stages(t: Tensor, stops: set[Tensor], origin: str, op: str, name: str) -> None:
-    """Say on every new stage which node it came from; the last takes the value's name, others are named under it."""
+    """Say on every new stage which node it came from; the last takes the value's name, others are named under
+    it.
+    """
     pending = [t]
     seen: set[Tensor] = set()
     used: Counter[str] = Counter()
@@ -233,7 +237,9 @@ def _name_stages(t: Tensor, stops: set[Tensor], origin: str, op: str, name: str)
 
 
 def known_elements(t: Tensor) -> tuple[Expr, ...] | None:
-    """The elements of a small tensor as expressions over dims, where all that it is made of is known; else None."""
+    """The elements of a small tensor as expressions over dims, where all that it is made of is known; else
+    None.
+    """
     if t.known is not None:
         return t.known
     stage = t.stage
@@ -284,7 +290,7 @@ def _element(body: Expr, mapping: Mapping[Expr, Expr]) -> Expr | None:
 
         total: Expr = const(identity(body.kind, body.dtype), body.dtype)
         sizes = [ix.number(substitute(a.extent, mapping)) for a in body.axes]
-        if any(n is None or n > MOST_KNOWN for n in sizes):
+        if math.prod(MOST_KNOWN + 1 if n is None else n for n in sizes) > MOST_KNOWN:
             return None
         for at in np.ndindex(*[n or 0 for n in sizes]):
             inner = _element(
@@ -303,13 +309,19 @@ def _element(body: Expr, mapping: Mapping[Expr, Expr]) -> Expr | None:
 
 
 def lower(model: ir.Model) -> Program:
-    """The tensor program of a canonical graph. Raises UnsupportedError with every gap at once, InvalidModelError for a node that cannot be."""
+    """The tensor program of a canonical graph.
+
+    Raises UnsupportedError with every gap at once, InvalidModelError for a node that cannot be.
+    """
     _load_definitions()
     return _Lowering(model).run()
 
 
 def infer(model: ir.Model) -> None:
-    """Fill in shape and dtype of every value of the graph from the operators' definitions. Values behind a gap keep what they had."""
+    """Fill in shape and dtype of every value of the graph from the operators' definitions.
+
+    Values behind a gap keep what they had.
+    """
     _load_definitions()
     walk = _Lowering(model)
     graph = model.graph

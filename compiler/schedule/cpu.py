@@ -5,12 +5,12 @@ Everything is decided from access maps, extents and the target's registers and c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Apply, Axis, Expr, Load, as_expr, axis, free, nodes
-from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Kind, Stmt, Store, accesses, walk
+from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Kind, Stmt, Store, accesses, walk, written
 from fusile.ir.types import storage_bytes
 from fusile.schedule.rewrites import (
     Body,
@@ -35,8 +35,8 @@ MOST_KEPT = 16
 """Elements that an iteration may keep to itself where iterations run side by side in lanes."""
 MOST_PIECES = 9
 """Into how many loops one with conditions on its axis may be cut."""
-STREAM_BYTES = 1 << 23
-"""Results above this size do not fit the caches anyway and are written around them."""
+STREAM_BYTES = 1 << 25
+"""Elementwise results above this size do not stay in a cache until they are read: they are written around it."""
 
 
 def schedule(kernel: Kernel, target: TargetSpec) -> Kernel:
@@ -49,6 +49,63 @@ def schedule(kernel: Kernel, target: TargetSpec) -> Kernel:
     else:
         out = tuple(x for s in body if isinstance(s, For) for x in nest(s, m, steps))
     return kernel.with_body(simplify(out), "; ".join(dict.fromkeys(steps)))
+
+
+Variants = tuple[tuple[Expr | None, Kernel], ...]
+
+
+def variants(kernel: Kernel, target: TargetSpec, aligned: Callable[[Buffer], bool]) -> Variants:
+    """The kernels for a naive one, each with the sizes for which it is meant: the last takes all.
+
+    An elementwise kernel whose result outgrows the caches writes it with streaming stores; where its size is symbolic, that is a variant
+    of its own. `aligned` says which buffers begin at a multiple of 64 bytes.
+    """
+    usual = schedule(kernel, target)
+    flowing = streamed(usual, aligned, target)
+    if flowing is None:
+        return ((None, usual),)
+    size: Expr = as_expr(0)
+    for b in written(flowing.body):
+        size = size + ix.product(b.shape) * storage_bytes(b.dtype)
+    known = ix.number(size)
+    if known is not None:
+        return ((None, flowing if known >= STREAM_BYTES else usual),)
+    return ((as_expr(STREAM_BYTES) <= size, flowing), (None, usual))
+
+
+def streamed(kernel: Kernel, aligned: Callable[[Buffer], bool], target: TargetSpec) -> Kernel | None:
+    """The kernel with streaming stores wherever whole aligned vectors leave it; None where none do, or where it reads what it writes."""
+    lanes = target.vector_bytes // 4
+    results = written(kernel.body)
+    if any(not write and b in results for b, _, write in accesses(kernel.body)) or any(isinstance(s, Alloc) for s in walk(kernel.body)):
+        return None
+    found = False
+
+    def visit(body: Body, lane: Axis | None, masked: bool) -> Body:
+        nonlocal found
+        out: list[Stmt] = []
+        for s in body:
+            match s:
+                case For():
+                    out.append(replace(s, body=visit(s.body, s.axis if s.kind is Kind.VECTOR else lane, masked)))
+                case If():
+                    out.append(If(s.condition, visit(s.body, lane, True)))
+                case Store() if lane is not None and not masked and aligned(s.buffer) and _whole_vector(s, lane, lanes):
+                    found = True
+                    out.append(replace(s, stream=True))
+                case _:
+                    out.append(s)
+        return tuple(out)
+
+    body = visit(kernel.body, None, False)
+    return kernel.with_body(body, "stream the result") if found else None
+
+
+def _whole_vector(s: Store, lane: Axis, lanes: int) -> bool:
+    """Whether a store writes a full vector whose position is a multiple of its length."""
+    if s.buffer.dtype.bits != 32 or ix.number(lane.extent) != lanes or stride(s.buffer, s.index, lane) != 1:
+        return False
+    return all(c % lanes == 0 for monomial, c in ix.poly(s.buffer.address(s.index)).items() if lane not in monomial)
 
 
 def _ordered(body: Body) -> bool:
@@ -249,7 +306,7 @@ def _vectors(along: Axis, body: Body, m: Registers) -> int:
     most = 4 if m.count >= 32 else 2
     if not _shares(body, along):
         most = 2
-    return most if n is None else max(1, min(most, n // m.lanes))
+    return most if n is None else max(1, min(most, -(-n // m.lanes)))
 
 
 def _shares(body: Body, along: Axis) -> bool:

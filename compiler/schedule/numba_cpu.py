@@ -19,6 +19,8 @@ from fusile.schedule.interchange import Body, drop_units, hoist, independent, mo
 
 NOMINAL = 64
 """What a symbolic size is taken to be where loops are compared."""
+TYPICAL = 8
+"""What a symbolic size is taken to be where the work of a kernel is guessed: often it is a batch."""
 ROW_BYTES = 8192
 """The accumulators of a sunk loop should stay in the first-level cache."""
 MOST_ROW_BYTES = 1 << 20
@@ -26,11 +28,7 @@ MOST_ROW_BYTES = 1 << 20
 WIDTHS = (1024, 512, 256, 128, 64, 32, 16)
 FEWEST_LANES = 8
 """Shorter loops are not worth vectorising."""
-TASKS = 64
-"""Loops are made tasks from outside inwards until there are as many as this, a symbolic size counting as one iteration."""
-TASK_WORK = 1_000
-"""Simple operations that are left in a task at least."""
-PARALLEL_WORK = 200_000
+PARALLEL_WORK = 1_000_000
 """Simple operations below which starting threads costs more than it brings."""
 
 
@@ -45,16 +43,16 @@ def schedule(kernel: Kernel) -> Kernel:
     return kernel.with_body(body, "; ".join(dict.fromkeys(steps)))
 
 
-def size(e: Expr) -> int:
-    """A size with every symbol and every outer axis at its nominal value."""
+def size(e: Expr, nominal: int = NOMINAL) -> int:
+    """A size with every symbol at a nominal value and every outer axis at 0."""
     e = most(e)
     known = ix.number(e)
     if known is not None:
         return known
     mapping: dict[Expr, Expr] = {}
     for x in free(e):
-        mapping[x] = const(0) if isinstance(x, Axis) else const(NOMINAL)
-    return ix.number(substitute(e, mapping)) or NOMINAL
+        mapping[x] = const(0) if isinstance(x, Axis) else const(nominal)
+    return ix.number(substitute(e, mapping)) or nominal
 
 
 def _may_be_empty(loop: For) -> bool:
@@ -280,12 +278,12 @@ def _sink_one(loop: For, better: set[Store], steps: list[str], outermost: bool) 
 
 
 def work(body: Iterable[Stmt]) -> int:
-    """Simple operations of a body, about, with symbolic sizes at their nominal values."""
+    """Simple operations of a body, about, with symbolic sizes at a typical value."""
     total = 0
     for s in body:
         match s:
             case For():
-                total += size(s.axis.extent) * work(s.body)
+                total += size(s.axis.extent, TYPICAL) * work(s.body)
             case If():
                 total += work(s.body)
             case Store():
@@ -296,22 +294,28 @@ def work(body: Iterable[Stmt]) -> int:
 
 
 def _parallel(body: Body, steps: list[str]) -> Body:
-    """Outer loops as tasks, from outside inwards, until there are enough of them; arrays are made once per task."""
-    if len(body) != 1 or not isinstance(body[0], For) or work(body) < PARALLEL_WORK or not independent(body[0]):
-        return raise_allocs(body)
-    loop = body[0]
-    axes = [loop.axis]
-    inside = loop.body
-    count = ix.number(loop.axis.extent) or 1
-    while count < TASKS and len(inside) == 1 and isinstance(inside[0], For):
-        following = inside[0]
-        if any(a in free(following.axis.extent) for a in axes) or not independent(following):
-            break
-        if work(following.body) < TASK_WORK:
-            break
-        axes.append(following.axis)
-        count *= ix.number(following.axis.extent) or 1
-        inside = following.body
-    steps.append(f"parallel {', '.join(a.name for a in axes)}")
-    return wrap(axes, raise_allocs(inside), Kind.PARALLEL)
+    """Outer loops as tasks; arrays are made once per task.
 
+    Which loops depends on the shape of the nest alone, so that kernels that differ in sizes stay alike: all that walk over rows, less
+    the innermost of three or more, and never the loop that is vectorised.
+    """
+    if len(body) != 1 or not isinstance(body[0], For) or work(body) < PARALLEL_WORK:
+        return raise_allocs(body)
+    axes, inside = perfect(body[0])
+    nest = body[0]
+    free_axes: list[Axis] = []
+    for a in axes:
+        if not independent(nest):
+            break
+        free_axes.append(a)
+        if len(nest.body) == 1 and isinstance(nest.body[0], For):
+            nest = nest.body[0]
+    if not any(isinstance(s, For) for s in inside) and len(free_axes) == len(axes) > 1:
+        free_axes.pop()
+    if len(free_axes) > 2:
+        free_axes.pop()
+    if not free_axes:
+        return raise_allocs(body)
+    steps.append(f"parallel {', '.join(a.name for a in free_axes)}")
+    rest = [a for a in axes if a not in free_axes]
+    return wrap(free_axes, raise_allocs(wrap(rest, inside)), Kind.PARALLEL)

@@ -311,6 +311,8 @@ def split(
         ctx.require(eq(sum(sizes, as_expr(0)), n), f"the parts {sizes} do not add up to {n}")
     else:
         count = num_outputs or outputs
+        if count != outputs:
+            raise Malformed(f"{count} parts for {outputs} outputs")
         part = ix.ceil_div(n, count)
         sizes = [part] * (count - 1) + [n - part * (count - 1)]
         sizes = [ctx.extent(s) for s in sizes]

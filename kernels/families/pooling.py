@@ -15,7 +15,7 @@ from fusile.kernels.families.elementwise import unary
 from fusile.kernels.families.reduction import mean, reduced
 from fusile.kernels.families.window import Window, window
 from fusile.kernels.registry import Context, op
-from fusile.kernels.shapes import checked_index, flat_index, padded, reshaped
+from fusile.kernels.shapes import MOST_TABULATED, checked_index, flat_index, padded, reshaped
 
 
 def _pooled(x: Tensor, slide: Window, kind: str, fill: float, name: str) -> Tensor:
@@ -142,7 +142,9 @@ def _share(slide: Window, k: int, low: Expr, high: Expr, x: Tensor) -> float | T
     begin, end, before = ix.number(low), ix.number(high), ix.number(slide.before[k])
     if kernel is not None and ix.number(slide.after[k]) == 0 and before == 0:
         return 1.0 / kernel
-    if kernel is None or n is None or begin is None or end is None or before is None:
+    if kernel is None or n is None or n * kernel > MOST_TABULATED:
+        return None
+    if begin is None or end is None or before is None:
         return None
     taps = np.arange(n)[:, None] * slide.strides[k] - before + np.arange(kernel)[None, :] * slide.dilations[k]
     counts = np.maximum(((taps >= begin) & (taps < end)).sum(axis=1), 1)

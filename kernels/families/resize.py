@@ -13,10 +13,7 @@ from fusile.ir.expr import Expr, apply, cast, const, maximum, minimum, select
 from fusile.ir.tensor import Tensor, compute, constant, reduce_sum
 from fusile.ir.types import F32, I64, numpy_dtype
 from fusile.kernels.registry import Context, Malformed, Unsupported, op
-from fusile.kernels.shapes import normal_axis
-
-MOST_TABULATED = 1 << 20
-"""Axes up to this size have their positions and weights worked out while compiling."""
+from fusile.kernels.shapes import MOST_TABULATED, normal_axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,7 @@ class Axis:
     def fixed(self) -> tuple[int, int, float] | None:
         """(old size, new size, scale), where all are numbers."""
         old, new = ix.number(self.old), ix.number(self.new)
-        if old is None or new is None or new > MOST_TABULATED:
+        if old is None or new is None or max(old, new) > MOST_TABULATED:
             return None
         return old, new, self.scale if self.scale is not None else new / max(old, 1)
 

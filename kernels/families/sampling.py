@@ -85,6 +85,8 @@ def grid_sample(
     space = x.shape[2:]
     if grid.rank != x.rank or padding_mode not in ("zeros", "border", "reflection"):
         raise Malformed(f"a grid of rank {grid.rank} for a tensor of rank {x.rank}, padding {padding_mode!r}")
+    if len(space) > 3:
+        raise Unsupported(f"GridSample over {len(space)} dimensions", "up to three are compiled")
     align = bool(align_corners)
 
     def body(n: Expr, c: Expr, *s: Expr) -> Expr:

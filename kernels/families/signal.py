@@ -12,13 +12,13 @@ from fusile.ir.tensor import Tensor, compute, constant, reduce_sum
 from fusile.ir.types import F32, DType, numpy_dtype
 from fusile.kernels.families.elementwise import dtype_of
 from fusile.kernels.registry import Context, Malformed, Unsupported, op
-from fusile.kernels.shapes import literal, normal_axis
+from fusile.kernels.shapes import MOST_TABULATED, literal, normal_axis
 
 
 def _waves(rows: Expr, columns: Expr, period: Expr, kind: DType) -> tuple[Tensor, Tensor]:
     """cos and sin of 2 pi k n / period, as [rows, columns]; exact at multiples of a turn."""
     size = ix.number(period)
-    if size is not None:
+    if size is not None and size <= MOST_TABULATED:
         angle = 2 * math.pi * np.arange(max(size, 1)) / max(size, 1)
         tables = [constant(f(angle).astype(numpy_dtype(kind)), "wave") for f in (np.cos, np.sin)]
         cosine, sine = (
@@ -172,6 +172,8 @@ def mel_weight_matrix(
             "MelWeightMatrix with edges that are not constants", "fold the inputs into constants"
         )
     bins, length, rate = counts
+    if min(counts) < 1 or bins * length > MOST_TABULATED * 16:
+        raise Malformed(f"a filter bank of {bins} bins over a transform of {length} at {rate} Hz")
     mel = [2595 * math.log10(1 + e / 700) for e in edges if e is not None]
     points = np.arange(bins + 2) * ((mel[1] - mel[0]) / (bins + 2)) + mel[0]
     at = np.floor((length + 1) * (700 * (10 ** (points / 2595) - 1)) / rate).astype(int)

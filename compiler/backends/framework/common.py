@@ -84,6 +84,7 @@ class Framework:
     """Names that attributes of the module may not have."""
     permute: Callable[[Code, tuple[int, ...]], Code]
     reshape: Callable[[Code, tuple[int, ...]], Code]
+    cast: Callable[[Code, ir.DataType], Code]
 
 
 @dataclass(slots=True)
@@ -370,6 +371,12 @@ class Site:
 
     printer: Printer
     node: ir.Node
+    compute: ir.DataType | None = None
+    """The type in which tensors are read, where it is not their own."""
+
+    def cast(self, kind: ir.DataType) -> Site:
+        """The same node with its tensors read in another type."""
+        return Site(self.printer, self.node, kind)
 
     def refuse(self, reason: str, way_out: str = "") -> NoReturn:
         raise Refusal(reason, way_out)
@@ -394,7 +401,16 @@ class Site:
 
     def tensor(self, index: int = 0) -> Code:
         """An input as a tensor."""
-        return self.printer.tensor(self.value(index))
+        found = self.printer.tensor(self.value(index))
+        return found if self.compute is None else self.printer.framework.cast(found, self.compute)
+
+    def turned(self, index: int, axes: tuple[int, ...]) -> Code:
+        """An input with its axes in another order; a weight is put so on loading."""
+        value = self.value(index)
+        if value.is_initializer() and str(value.name) in self.printer.weights:
+            identity = axes == tuple(range(len(axes)))
+            return self.printer.parameter(value, Place(value, () if identity else axes))
+        return self.printer.framework.permute(self.tensor(index), axes)
 
     def operand(self, index: int) -> Code:
         """An input as a tensor, or as a plain number where that gives the same result."""
@@ -439,6 +455,8 @@ class Site:
         return None if array is None else array.flat
 
     def dtype(self, index: int = 0) -> ir.DataType:
+        if self.compute is not None:
+            return self.compute
         found = self.value(index).dtype
         if found is None:
             self.refuse(f"the type of input {index} is not known")

@@ -19,7 +19,6 @@ from fusile.backends.framework.source import Code, Plain, call, layout, literal
 from fusile.graph.tensors import Weight
 
 MODEL_FILE, WEIGHTS_FILE = "model.py", "weights.safetensors"
-HELPER = "    # helper\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +148,15 @@ def table(name: str, role: str, printer: Printer) -> list[str]:
     for path, weight, place in rows:
         out += layout(f"{literal(path)}: ", stored(weight, place), ",", 4, {})
     return [*out, "}"]
+
+
+def ignored(printer: Printer) -> list[str]:
+    """A set of the file's tensors that the module has no use for; nothing where there is none."""
+    used = {weight.name for weight, _ in printer.tensors.values()}
+    names = [weight.name for weight in printer.weights.values() if weight.name not in used]
+    if not names:
+        return []
+    return ["IGNORED = {", *(f"    {literal(name)}," for name in names), "}"]
 
 
 def stored(weight: Weight, place: Place) -> Code:

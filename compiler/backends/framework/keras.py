@@ -25,11 +25,12 @@ FRAMEWORK = Framework(
     parameter=keras_layers.parameter,
     permute=keras_rows.permute,
     reshape=keras_rows.reshape_to,
+    cast=keras_rows.cast_to,
     reserved=frozenset(
         "Model Path Stored attrgetter keras layers list load load_file load_weights max min np ops range safe_open"
         " save_file save_weights self slice tf abs bool dict float int str tuple print isinstance training mask"
         " reshape expand resize_axis pad_same pad_copied conv_transpose_groups group_norm local_response lstm gru"
-        " rnn lstm_step gru_step rnn_step steps by_name window_pads math max_pool average_pool scatter_elements positive_nd typed".split()
+        " rnn lstm_step gru_step rnn_step steps by_name window_pads math max_pool average_pool scatter_elements scatter_product bit_shift positive_nd typed".split()
     ),
     attributes=frozenset(
         "add_loss add_metric add_variable add_weight autocast build build_from_config built call compile"
@@ -49,6 +50,7 @@ FRAMEWORK = Framework(
     ),
 )
 _NEEDS = {
+    "scatter_elements": ("scatter_product",),
     "lstm": ("steps", "by_name"),
     "gru": ("steps", "by_name"),
     "rnn": ("steps", "by_name"),
@@ -93,6 +95,7 @@ def source(printer: Printer) -> str:
             "ops_used": em.uses(text, "ops."),
             "autocast": plain,
             "tensors": tables,
+            "ignored": em.ignored(printer),
             "gates": any(place.gates or place.part for _, place in printer.tensors.values()),
             "halves": any(place.halves for _, place in printer.tensors.values()),
             "helpers": helpers,

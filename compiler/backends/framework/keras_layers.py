@@ -116,7 +116,7 @@ def _conv_layer(n: Site, w: Window, settings: dict[str, Plain], out: int, inner:
 
 
 def _conv_plain(n: Site, w: Window, x: Code, settings: dict[str, Plain]) -> Code:
-    kernel = permute(n.tensor(1), (*range(2, w.dims + 2), 1, 0))
+    kernel = n.turned(1, (*range(2, w.dims + 2), 1, 0))
     y = call("ops.conv", x, kernel, **settings, data_format="channels_last")
     return y + n.tensor(2) if n.has(2) else y
 
@@ -186,8 +186,8 @@ def _conv_transpose_plain(n: Site, w: Window, x: Code, settings: dict[str, Plain
     axes = (*range(2, w.dims + 2), 1, 0)
     whole: dict[str, Plain] = {"padding": "valid", "strides": 1, **settings, "data_format": "channels_last"}
     if group == 1:
-        return call("ops.conv_transpose", x, permute(n.tensor(1), axes), **whole)
-    return n.helper("conv_transpose_groups")(x, permute(n.tensor(1), axes), group, **whole)
+        return call("ops.conv_transpose", x, n.turned(1, axes), **whole)
+    return n.helper("conv_transpose_groups")(x, n.turned(1, axes), group, **whole)
 
 
 # ---- linear, embedding -------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def linear(n: Site) -> Code:
     layer = n.layer(n.stem(), made, places, (None, inner))
     if layer:
         return layer(n.tensor())
-    weight = call("ops.transpose", n.tensor(1)) if transposed else n.tensor(1)
+    weight = n.turned(1, (1, 0)) if transposed else n.tensor(1)
     y = call("ops.matmul", n.tensor(), weight)
     return y + n.tensor(2) if n.has(2) else y
 
@@ -370,8 +370,12 @@ def recurrent(n: Site) -> list[Code | None]:
     if n.node.domain != "fusile":  # [batch, time, directions * hidden] -> ONNX's own form
         out = call("ops.reshape", out, (n.dim(0, 0 if first else 1), -1, len(ends), hidden))
         out = out if first else call("ops.transpose", out, (1, 2, 0, 3))
-    finals = [call("ops.stack", [Name(pair[i]) for pair in ends], axis=1 if first else 0) for i in range(len(ends[0]))]
+    finals = [_stacked([Name(pair[i]) for pair in ends], 1 if first else 0) for i in range(len(ends[0]))]
     return [out, *finals][: len(n.node.outputs)]
+
+
+def _stacked(parts: list[Code], axis: int) -> Code:
+    return call("ops.expand_dims", parts[0], axis) if len(parts) == 1 else call("ops.stack", list(parts), axis=axis)
 
 
 def _recurrent_places(n: Site, kind: str) -> dict[str, Place] | None:

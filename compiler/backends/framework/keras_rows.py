@@ -63,16 +63,24 @@ def compare(function: str) -> Row:
     return lambda n: call(function, n.tensor(0), n.operand(1))
 
 
+def exact(function: str, own: str) -> Row:
+    """A function of two tensors; Keras computes uint64 in 32 bits, TensorFlow's own function does not."""
+    plain = logical(function)
+    return lambda n: logical(own)(n) if n.dtype() is ir.DataType.UINT64 else plain(n)
+
+
 def variadic(function: str, neutral: float) -> Row:
-    """Max and Min of any number of operands."""
+    """Max and Min of any number of operands: tensors first, then numbers that change anything."""
 
     def row(n: Site) -> Code:
-        out = n.tensor(0)
-        for i in range(1, len(n.node.inputs)):
+        every = range(len(n.node.inputs))
+        numbers = [i for i in every if n.scalar(i) is not None]
+        tensors = [i for i in every if i not in numbers] or numbers[:1]
+        out = n.tensor(tensors[0])
+        for i in (*tensors[1:], *(i for i in numbers if i != tensors[0])):
             if n.scalar(i) != neutral:
-                out = call(function, out, n.operand(i))
-        if n.scalar(0) == neutral and len(n.node.inputs) == 2:
-            return n.tensor(1)
+                word = function.replace("ops.", "tf.") if n.dtype() is ir.DataType.UINT64 else function
+                out = call(word, out, n.operand(i))
         return out
 
     return row
@@ -92,8 +100,14 @@ def div(n: Site) -> Code:
 
 
 def mod(n: Site) -> Code:
-    function = "tf.truncatemod" if n.integer("fmod") else "ops.mod"
-    return call(function, n.tensor(0), n.operand(1))
+    if n.dtype() is ir.DataType.UINT64:
+        return call("tf.math.floormod", n.tensor(0), n.tensor(1))
+    if not n.integer("fmod"):
+        return call("ops.mod", n.tensor(0), n.operand(1))
+    if n.dtype() is not ir.DataType.FLOAT16:
+        return call("tf.truncatemod", n.tensor(0), n.operand(1))
+    wide = [cast_to(n.tensor(i), ir.DataType.FLOAT) for i in (0, 1)]
+    return cast_to(call("tf.truncatemod", *wide), ir.DataType.FLOAT16)
 
 
 def power(n: Site) -> Code:
@@ -236,11 +250,26 @@ def reduction(function: str) -> Row:
     def row(n: Site) -> Code:
         if function == "ops.mean" and n.dtype().is_integer():
             n.refuse("the mean of integers", "cast to float before and back after it")
+        if function in ("ops.max", "ops.min") and 0 in [size for size in n.shape() if isinstance(size, int)]:
+            return of_nothing(n, function)
         out = reduced(n, function)
         whole = n.dtype().is_integer() and function in ("ops.sum", "ops.prod")
         return cast_to(out, n.dtype()) if whole and n.dtype() is not ir.DataType.INT64 else out
 
     return row
+
+
+def of_nothing(n: Site, function: str) -> Code:
+    """The maximum or minimum over no elements: the least or greatest value of the type."""
+    kind, made = n.dtype(), n.node.outputs[0]
+    if made.shape is None:
+        n.refuse("the rank of the result is not known")
+    sizes = tuple(n.size(n.printer.dim(made, axis)) for axis in range(len(made.shape)))
+    if kind is ir.DataType.BOOL:
+        return call("ops.full", sizes, function == "ops.min", dtype="bool")
+    if not kind.is_floating_point():
+        n.refuse("the maximum or minimum over no integers")
+    return call("ops.full", sizes, float("-inf" if function == "ops.max" else "inf"), dtype=dtype(kind))
 
 
 def arg(function: str) -> Row:
@@ -459,9 +488,9 @@ def gather_nd(n: Site) -> Code:
 def scatter_nd(n: Site) -> Code:
     words = {"none": "update", "add": "add", "max": "max", "min": "min"}
     how = n.string("reduction", "none")
-    if how not in words:
-        n.refuse(f"a scatter that reduces by {how!r}")
     at = n.helper("positive_nd")(n.tensor(1), n.tensor(0), 0)
+    if how == "mul":
+        return n.helper("scatter_product")(n.tensor(0), at, n.tensor(2))
     return call(f"tf.tensor_scatter_nd_{words[how]}", n.tensor(0), at, n.tensor(2))
 
 
@@ -529,7 +558,17 @@ def _crop_end(size: Scalar) -> Plain:
 
 
 def trilu(n: Site) -> Code:
-    shift = n.sizes(1)[0] if n.has(1) and n.sizes(1) else 0  # type: ignore[index]
+    shift: Scalar = 0
+    if n.has(1):
+        sizes = n.sizes(1)
+        if not sizes:
+            n.refuse("the diagonal of a triangle is computed when the model runs")
+        shift = sizes[0]
+    rows, columns = n.shape()[-2:]
+    if is_number(shift) and isinstance(rows, int) and isinstance(columns, int):
+        shift = max(-rows, min(columns, int(shift)))  # type: ignore[arg-type]
+        least = 1 if n.integer("upper", 1) else 0
+        shift = min(max(shift, least - rows), columns - 1 + least)
     function = "ops.triu" if n.integer("upper", 1) else "ops.tril"
     return call(function, n.tensor(), k=None if is_zero(shift) else n.size(shift))
 
@@ -550,8 +589,9 @@ def depth_to_space(n: Site) -> Code:
 def space_to_depth(n: Site) -> Code:
     block, x = n.integer("blocksize"), n.tensor()
     height, width, channels = n.dim(0, 1), n.dim(0, 2), n.fixed(0, 3)
+    crd = n.string("mode", "DCR") == "CRD"
     x = call("ops.reshape", x, (-1, height // block, block, width // block, block, channels))
-    x = call("ops.transpose", x, (0, 1, 3, 2, 4, 5))
+    x = call("ops.transpose", x, (0, 1, 3, 5, 2, 4) if crd else (0, 1, 3, 2, 4, 5))
     return call("ops.reshape", x, (-1, height // block, width // block, channels * block**2))
 
 
@@ -648,13 +688,13 @@ def is_inf(n: Site) -> Code:
 
 
 def bit_shift(n: Site) -> Code:
-    function = "ops.bitwise_left_shift" if n.string("direction") == "LEFT" else "ops.bitwise_right_shift"
-    return call(function, n.tensor(0), n.tensor(1))
+    return n.helper("bit_shift")(n.tensor(0), n.tensor(1), n.string("direction") == "LEFT")
 
 
 def lp_norm(n: Site) -> Code:
     x, axis = n.tensor(), last(n.axis(), n.rank())
-    return x / call("ops.norm", x, ord=n.integer("p", 2), axis=axis, keepdims=True)
+    norm = n.let(call("ops.norm", x, ord=n.integer("p", 2), axis=axis, keepdims=True), "norm")
+    return call("ops.divide_no_nan", x, norm)
 
 
 def mean_variance(n: Site) -> Code:
@@ -700,9 +740,9 @@ ROWS: Mapping[str, Row] = {
     "Or": logical("ops.logical_or"),
     "Xor": logical("ops.logical_xor"),
     "Not": unary("ops.logical_not"),
-    "BitwiseAnd": logical("ops.bitwise_and"),
-    "BitwiseOr": logical("ops.bitwise_or"),
-    "BitwiseXor": logical("ops.bitwise_xor"),
+    "BitwiseAnd": exact("ops.bitwise_and", "tf.bitwise.bitwise_and"),
+    "BitwiseOr": exact("ops.bitwise_or", "tf.bitwise.bitwise_or"),
+    "BitwiseXor": exact("ops.bitwise_xor", "tf.bitwise.bitwise_xor"),
     "BitwiseNot": unary("ops.bitwise_not"),
     "BitShift": bit_shift,
     "Where": where,

@@ -24,6 +24,7 @@ FRAMEWORK = Framework(
     parameter=torch_layers.parameter,
     permute=torch_rows.permute,
     reshape=lambda x, shape: x.method("reshape", *shape),
+    cast=torch_rows.cast_to,
     reserved=frozenset(
         "F Model Path Stored Tensor attrgetter list load load_file load_weights max min nn range safe_open save_file"
         " save_weights self slice torch abs gather_nd scatter_nd reshape resize_axis average_pool pad_same lstm"
@@ -76,6 +77,7 @@ def source(printer: Printer) -> str:
             "callables": em.uses(text, "Callable["),
             "math": em.uses(text, "math."),
             "tensors": tables,
+            "ignored": em.ignored(printer),
             "gates": any(place.gates or place.part for _, place in printer.tensors.values()),
             "helpers": helpers,
             "layers": layers,

@@ -342,8 +342,11 @@ def plain_activations(kind: str) -> list[str]:
 
 
 def activations(n: Site) -> list[str]:
+    """The activations of a recurrence, as many as its directions need; the schema's default lists more."""
     held = n.node.attributes.get("activations")
-    return [] if held is None else [a.lower() for a in held.as_strings()]
+    directions = 2 if n.string("direction", "forward") == "bidirectional" else 1
+    count = directions * len(_PLAIN_ACTIVATIONS[n.node.op_type])
+    return [] if held is None else [a.lower() for a in held.as_strings()][:count]
 
 
 def _recurrent_places(n: Site, kind: str) -> dict[str, Place] | None:
@@ -450,8 +453,8 @@ def _max_pool_indices(
     n: Site, w: Window, settings: dict[str, Plain], x: Code, padding: Sequence[int]
 ) -> list[Code | None]:
     """Indices count over the whole input, channels and batch included."""
-    if list(padding) != w.before or n.integer("storage_order"):
-        n.refuse("indices of a max-pooling with uneven pads or column order")
+    if list(padding) != w.before:
+        n.refuse("indices of a max-pooling with uneven pads")
     y, at = Var("pooled"), Var("indices")
     n.unpack(call(f"F.max_pool{w.dims}d", x, plain(w.kernel), **settings, return_indices=True), (y, at))
     plane = n.let(Name(at).attribute("shape")[slice(None, 2)].method("numel"), "planes", tensor=False)
@@ -460,7 +463,10 @@ def _max_pool_indices(
     area: Code = n.dim(0, 2)
     for axis in range(1, w.dims):
         area = area * n.dim(0, axis + 2)
-    return [Name(y), Name(at) + offset * area]
+    found: Code = Name(at)
+    if n.integer("storage_order") and w.dims == 2:  # columns first
+        found = found % n.dim(0, 3) * n.dim(0, 2) + found // n.dim(0, 3)
+    return [Name(y), found + offset * area]
 
 
 def average_pool(n: Site) -> Code:
@@ -498,15 +504,14 @@ def global_pool(kind: str) -> Row:
 
 
 def lp_pool(n: Site) -> Code:
+    """The p-th root of the sum of p-th powers: an average of powers, times the size of the window."""
     w, p = window(n), n.integer("p", 2)
-    x, padding = padded(n, n.tensor(), w)
-    if any(padding):
-        pads = [v for low, high in zip(reversed(w.before), reversed(w.after), strict=True) for v in (low, high)]
-        x = call("F.pad", n.tensor(), tuple(pads))
-    if w.dims > 2 or any(d != 1 for d in w.dilations):
-        n.refuse("an Lp pooling with dilations or over three axes")
-    ceil: dict[str, Plain] = {"ceil_mode": True} if n.integer("ceil_mode") else {}
-    return call(f"F.lp_pool{w.dims}d", x, p, plain(w.kernel), stride=plain(w.strides), **ceil)
+    if n.integer("ceil_mode"):
+        n.refuse("an Lp pooling that rounds sizes up")
+    pads: Plain = w.same or tuple(w.before + w.after)
+    powers = n.tensor().method("abs").method("pow", p)
+    mean = n.helper("average_pool")(powers, w.kernel, w.strides, pads, w.dilations, True, False)
+    return (mean * math.prod(w.kernel)).method("pow", short_float(1 / p))
 
 
 def global_lp_pool(n: Site) -> Code:
@@ -532,11 +537,10 @@ def resize(n: Site) -> Code:
         ("cubic", "", "half_pixel"): "bicubic" if len(spatial) == 2 else "",
         ("cubic", "", "align_corners"): "bicubic" if len(spatial) == 2 else "",
     }.get(plan.kind(), "")
-    if not direct or not mode or (plan.antialias and mode not in ("bilinear", "bicubic")):
+    if not direct or not mode:
         return resize_by_axis(n, plan)
     settings: dict[str, Plain] = {"mode": mode}
     settings |= {"align_corners": True} if plan.coordinates == "align_corners" else {}
-    settings |= {"antialias": True} if plan.antialias else {}
     if plan.scales is not None:
         settings = {"scale_factor": plain_floats(plan.scales), **settings}
         return call("F.interpolate", x, **settings)

@@ -126,6 +126,29 @@ def mod(n: Site) -> Code:
     return call(function, n.tensor(0), n.operand(1))
 
 
+_NARROW = {ir.DataType.UINT16: ir.DataType.INT32, ir.DataType.UINT32: ir.DataType.INT64}
+_WRAPPING = frozenset({"Add", "Sub", "Mul", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"})
+
+
+def widened(row: Row) -> Row:
+    """The row on a wider signed type where PyTorch has no arithmetic on an unsigned one."""
+
+    def wide(n: Site) -> Code | Sequence[Code | None]:
+        kind = n.dtype()
+        to = _NARROW.get(kind)
+        if kind is ir.DataType.UINT64 and n.node.op_type in _WRAPPING:
+            to = ir.DataType.INT64
+        if to is None:
+            if kind is ir.DataType.UINT64:
+                n.refuse("PyTorch has no such operation on uint64")
+            return row(n)
+        answer = row(n.cast(to))
+        same = n.node.outputs[0].dtype is kind
+        return cast_to(answer, kind) if same and isinstance(answer, Code) else answer
+
+    return wide
+
+
 def power(n: Site) -> Code:
     exponent = n.scalar(1)
     x = n.tensor(0)
@@ -287,6 +310,8 @@ def reduce_by(method: str) -> Row:
     def row(n: Site) -> Code:
         if n.has(1) and not n.ints(1, "axes") and n.integer("noop_with_empty_axes"):
             return n.tensor()
+        if method in ("amax", "amin") and 0 in [size for size in n.shape() if isinstance(size, int)]:
+            return _of_nothing(n, method)
         kind = n.dtype()
         if method in ("sum", "mean") and kind.is_integer():
             if method == "mean":
@@ -295,6 +320,19 @@ def reduce_by(method: str) -> Row:
         return plain_row(n)  # type: ignore[return-value]
 
     return row
+
+
+def _of_nothing(n: Site, method: str) -> Code:
+    """The maximum or minimum over no elements: the least or greatest value of the type."""
+    kind, made = n.dtype(), n.node.outputs[0]
+    if made.shape is None:
+        n.refuse("the rank of the result is not known")
+    sizes = tuple(n.size(n.printer.dim(made, axis)) for axis in range(len(made.shape)))
+    if kind is ir.DataType.BOOL:
+        return call("torch.full", sizes, method == "amin")
+    if not kind.is_floating_point():
+        n.refuse("the maximum or minimum over no integers")
+    return call("torch.full", sizes, float("-inf" if method == "amax" else "inf"), dtype=dtype(kind))
 
 
 def reduce_product(n: Site) -> Code:
@@ -426,7 +464,7 @@ def split(n: Site) -> list[Code | None]:
         sizes = n.sizes(1)
         if sizes is None:
             value = n.tensor().method("split", n.tensor(1).method("tolist"), at)
-        elif len(set(map(str, sizes))) == 1:
+        elif len(set(map(str, sizes))) == 1 and not is_zero(sizes[0]):
             value = n.tensor().method("split", n.size(sizes[0]), at)
         else:
             value = n.tensor().method("split", [n.size(s) for s in sizes], at)
@@ -436,7 +474,7 @@ def split(n: Site) -> list[Code | None]:
             value = n.tensor().method("chunk", count, at)
         else:
             step = n.let((n.dim(0, axis) + (count - 1)) // count, "step", tensor=False)
-            value = n.helper("split_even")(n.tensor(), count, axis) if step is None else n.tensor().method("split", step, at)
+            value = n.tensor().method("split", step, at)
     n.unpack(value, tuple(targets))
     return [Name(target) for target in targets]
 
@@ -484,9 +522,14 @@ def bound(n: Site, size: Scalar) -> Plain:
 
 
 def index(x: Code, picked: Mapping[int, Plain | slice], rank: int) -> Code:
-    """`x[...]` with some axes indexed."""
+    """`x[...]` with some axes indexed. Lists are taken one axis after the other: together they would pair up."""
     if not picked:
         return x
+    lists = [axis for axis, item in picked.items() if not isinstance(item, slice)]
+    if len(lists) > 1:
+        for axis in lists[1:]:
+            x = index(x, {axis: picked[axis]}, rank)
+        return index(x, {axis: item for axis, item in picked.items() if axis not in lists[1:]}, rank)
     low, high = min(picked), max(picked)
     if high == rank - 1 and low > 1:
         return x[(Ellipsis, *(picked.get(axis, slice(None)) for axis in range(low, rank)))]
@@ -641,6 +684,8 @@ def depth_to_space(n: Site) -> Code:
 
 def space_to_depth(n: Site) -> Code:
     block, x = n.integer("blocksize"), n.tensor()
+    if n.string("mode", "DCR") == "CRD":
+        return call("F.pixel_unshuffle", x, block)
     x = x.method("unflatten", 3, (-1, block)).method("unflatten", 2, (-1, block))
     return x.method("permute", 0, 3, 5, 1, 2, 4).method("flatten", 1, 3)
 
@@ -739,30 +784,27 @@ def one_hot(n: Site) -> Code:
     if depth is None or values is None:
         n.refuse("the depth or the values of a one-hot encoding are computed when the model runs")
     count = n.size(int(depth[0]) if isinstance(depth[0], float) else depth[0])
-    picked = cast_to(n.tensor(), ir.DataType.INT64)
-    hot = picked.method("unsqueeze", axis) % count
-    valid = (picked.binary(">=", -count) & picked.binary("<", count)) if False else None
-    assert valid is None
     shape_ = [1] * rank
     shape_[axis % rank] = -1
+    picked = n.let(cast_to(n.tensor(), ir.DataType.INT64).method("unsqueeze", axis), "indices")
     every = call("torch.arange", count, device=picked.attribute("device")).method("reshape", *shape_)
-    kind = dtype(n.result_dtype())
+    match = picked.binary("==", every).binary("|", (picked + count).binary("==", every))
     off, on = (v.item() for v in values.ravel())
-    inside = picked.method("unsqueeze", axis)
-    match = hot.binary("==", every).binary("&", inside.binary("<", count)).binary("&", inside.binary(">=", -count))
-    if (off, on) == (0, 1):
-        return match.method("to", kind)
-    return call("torch.where", match, on, off).method("to", kind)
+    kind = dtype(n.result_dtype())
+    return match.method("to", kind) if (off, on) == (0, 1) else call("torch.where", match, on, off).method("to", kind)
 
 
 def top_k(n: Site) -> list[Code | None]:
     counts = n.sizes(1)
     count = n.size(counts[0]) if counts else n.tensor(1).method("item")
     axis = n.axis()
+    if n.dtype() in (*_NARROW, ir.DataType.UINT64):
+        n.refuse(f"PyTorch does not sort {n.dtype().name.lower()}")
+    # A stable sort, not topk: of equal elements ONNX takes the first.
     targets = (Var("values"), Var("indices"))
-    extra: dict[str, Plain] = {} if n.integer("largest", 1) else {"largest": False}
-    n.unpack(call("torch.topk", n.tensor(), count, last(axis, n.rank()), **extra), targets)
-    return [Name(t) for t in targets]
+    extra: dict[str, Plain] = {"descending": True} if n.integer("largest", 1) else {}
+    n.unpack(call("torch.sort", n.tensor(), dim=last(axis, n.rank()), **extra, stable=True), targets)
+    return [index(Name(t), {axis: slice(None, count)}, n.rank()) for t in targets]
 
 
 def non_zero(n: Site) -> Code:
@@ -782,7 +824,8 @@ def bit_shift(n: Site) -> Code:
 
 def lp_norm(n: Site) -> Code:
     x, axis = n.tensor(), last(n.axis(), n.rank())
-    return x / x.method("norm", n.integer("p", 2), axis, keepdim=True)
+    norm = n.let(x.method("norm", n.integer("p", 2), axis, keepdim=True), "norm")
+    return call("torch.where", norm.binary("==", 0), 0.0, x / norm)
 
 
 def mean_variance(n: Site) -> Code:
@@ -797,7 +840,7 @@ def _method(word: str, *args: Plain) -> Row:
     return lambda n: n.tensor().method(word, *args)
 
 
-ROWS: Mapping[str, Row] = {
+ROWS: dict[str, Row] = {
     # arithmetic
     "Add": infix("+"),
     "Sub": infix("-"),
@@ -910,6 +953,11 @@ ROWS: Mapping[str, Row] = {
     "LpNormalization": lp_norm,
     "MeanVarianceNormalization": mean_variance,
 }
+for _op in (
+    "Add Sub Mul Div Mod Max Min Less LessOrEqual Greater GreaterOrEqual BitwiseAnd BitwiseOr BitwiseXor"
+    " BitwiseNot BitShift"
+).split():
+    ROWS[_op] = widened(ROWS[_op])
 
 
 def _selu(n: Site) -> Code:

@@ -68,7 +68,7 @@ def _write(file: BinaryIO, model: ir.Model, known: Mapping[str, Weight]) -> None
     offset = 0
     for weight in ordered:
         held = _held(model, weight)
-        code, shape, size = _stored_form(held, weight)
+        code, shape, size = stored_form(held, weight)
         header[weight.name] = {"dtype": code, "shape": shape, "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode("ascii")
@@ -98,7 +98,7 @@ def _held(model: ir.Model, weight: Weight) -> ir.TensorProtocol:
     return held
 
 
-def _stored_form(held: ir.TensorProtocol, weight: Weight) -> tuple[str, list[int], int]:
+def stored_form(held: ir.TensorProtocol, weight: Weight) -> tuple[str, list[int], int]:
     shape = [int(n) for n in held.shape.numpy()]
     if held.dtype in _PACKED:
         return "U8", [held.nbytes], held.nbytes
@@ -240,7 +240,7 @@ def apply(model: ir.Model, path: str | os.PathLike[str]) -> None:
     for own, weight in known.items():
         value = model.graph.initializers[own]
         held = _held(model, weight)
-        code, shape, size = _stored_form(held, weight)
+        code, shape, size = stored_form(held, weight)
         entry = header[weight.name]
         begin, end = entry["data_offsets"]
         if entry["dtype"] != code or list(entry["shape"]) != shape or end - begin != size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,16 +78,26 @@ class ResizePlan:
     exclude_outside: bool
     outside: float
     roi: list[float]
+    common: float | None = None
+    """The scale of all axes, where the aspect ratio is kept."""
+
+    @property
+    def to_one(self) -> bool:
+        """Whether an axis may become a single element."""
+        if self.scales is not None:
+            return any(s < 1 for s in self.scales)
+        return any(isinstance(s, ex.Expr) or s == 1 for s in self.sizes or ())
 
     @property
     def simple(self) -> bool:
         """Whether no rarely used setting is on."""
         usual = self.mode != "cubic" or abs(self.cubic + 0.75) < 1e-6
-        return usual and not self.exclude_outside and self.coordinates != "tf_crop_and_resize"
+        whole = self.scales is None or self.coordinates != "align_corners" or all(s == int(s) for s in self.scales)
+        return usual and whole and self.common is None and not self.antialias and not self.exclude_outside and self.coordinates != "tf_crop_and_resize"
 
     def kind(self) -> tuple[str, str, str]:
         """Mode, rounding and coordinates, with equal meanings brought together."""
-        coordinates = "half_pixel" if self.coordinates == "pytorch_half_pixel" else self.coordinates
+        coordinates = "half_pixel" if self.coordinates == "pytorch_half_pixel" and not self.to_one else self.coordinates
         if self.mode != "nearest":
             return self.mode, "", coordinates
         whole = self.scales is not None and all(s >= 1 and s == int(s) for s in self.scales)
@@ -103,9 +114,10 @@ def resize_plan(n: Site) -> ResizePlan:
     sizes = n.sizes(3) if n.has(3) else None
     if not scales and sizes is None:
         n.refuse("the scales or sizes of a resize are computed when the model runs")
-    if n.string("keep_aspect_ratio_policy", "stretch") != "stretch":
-        n.refuse("a resize that keeps the aspect ratio")
     shape = n.onnx_shape()
+    common = None
+    if sizes is not None and not scales:
+        common, sizes = _kept_ratio(n, sizes, [shape[a] for a in axes])
     if scales:
         kept = [i for i, s in enumerate(scales) if s != 1.0]
     else:
@@ -126,7 +138,20 @@ def resize_plan(n: Site) -> ResizePlan:
         bool(n.integer("exclude_outside")),
         n.real("extrapolation_value"),
         [v for i in kept for v in (roi[i], roi[i + len(axes)])] if crop else [],
+        common,
     )
+
+
+def _kept_ratio(n: Site, sizes: list[Scalar], shape: Sequence[Scalar]) -> tuple[float | None, list[Scalar]]:
+    """The one scale and the sizes of a resize that keeps the aspect ratio."""
+    policy = n.string("keep_aspect_ratio_policy", "stretch")
+    if policy == "stretch":
+        return None, sizes
+    if any(_open(size) for size in (*sizes, *shape)):
+        n.refuse("a resize that keeps the aspect ratio of sizes that are not fixed")
+    ratios = [float(to) / float(own) for to, own in zip(sizes, shape, strict=True)]  # type: ignore[arg-type]
+    scale = min(ratios) if policy == "not_larger" else max(ratios)
+    return scale, [int(scale * float(own) + 0.5) for own in shape]  # type: ignore[arg-type]
 
 
 def _open(size: Scalar) -> bool:
@@ -159,6 +184,7 @@ def axis_options(n: Site, plan: ResizePlan, position: int) -> tuple[Plain, dict[
         options["outside"] = plan.outside
     if plan.scales is None:
         assert plan.sizes is not None
+        options |= {} if plan.common is None else {"scale": plan.common}
         return n.size(plan.sizes[position]), options
     scale = plan.scales[position]
     size = n.onnx_shape()[axis]

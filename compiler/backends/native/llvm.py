@@ -168,6 +168,9 @@ class FunctionPrinter:
             self._tasks(everything)
         else:
             self.run(self.part.body, everything)
+        if any(isinstance(s, Store) and s.stream for s in walk(self.part.body)):
+            # Streaming stores are not ordered by what ends a parallel loop.
+            self.lines.append("  fence seq_cst")
         head = f"define hidden void @{self.part.symbol}(ptr noalias %frame, i64 %begin, i64 %end, ptr noalias %scratch) nounwind {{"
         return "\n".join([head, "entry:", *self.entry, *self.lines, "  ret void", "}", ""])
 

@@ -95,8 +95,8 @@ class _Printer(FunctionPrinter):
 class PlanPrinter:
     """Prints the module of a plan; kernels go to `kernels`."""
 
-    def __init__(self, plan: Plan, kernels: Kernels) -> None:
-        self.plan, self.kernels = plan, kernels
+    def __init__(self, plan: Plan, kernels: Kernels, flags: int = abi.FLUSH_DENORMALS) -> None:
+        self.plan, self.kernels, self.flags = plan, kernels, flags
         self.module = llvm.Module()
         self.sites: dict[str, int] = {"": 0}
         computed = [e for t in plan.inputs for e in t.shape if ix.number(e) is None and not isinstance(e, Dim)]
@@ -130,7 +130,7 @@ class PlanPrinter:
         layout = hashlib.sha256(repr([(self.plan.places[t].offset, t.dtype, t.shape) for s in p.prepare for t in (*s.copies, *_made(s))]).encode())
         return abi.PlanInterface(
             p.name, tuple(port(t.name, t) for t in p.inputs), tuple(port(n, t) for n, t in zip(p.output_names, p.outputs, strict=True)),
-            names, tuple(self.sites), p.weights_bytes, layout.digest(), len(p.prepare),
+            names, tuple(self.sites), p.weights_bytes, layout.digest(), len(p.prepare), self.flags,
         )  # fmt: skip
 
     def _start(self, name: str, dims: str = "%dims") -> _Printer:

@@ -18,7 +18,7 @@ WIDTH = 100
 """Columns of a line."""
 LONGEST = 56
 """An operand with a longer text gets a line of its own."""
-LARGEST_LITERAL = 16
+LARGEST_LITERAL = 5
 """Sizes above this are not part of a kernel's structure: kernels that differ in them alone share one function."""
 
 
@@ -297,7 +297,10 @@ class Printer:
             return Text(f"{left.at(PRODUCT)} * {right.at(PRODUCT + 1)}", PRODUCT)
         if isinstance(b, Const) and b.value < 0:
             return Text(f"{self.text(a).at(SUM)} - {self._literal(const(-b.value)).text}", SUM)
-        if isinstance(b, Apply) and b.op == "mul" and isinstance(b.args[1], Const) and b.args[1].value < 0:
+        if _is_negative(a) and not _is_negative(b):
+            a, b = b, a
+        if isinstance(b, Apply) and _is_negative(b):
+            assert isinstance(b.args[1], Const)
             flipped = self.text(b.args[0])
             size = -b.args[1].value
             term = flipped.at(SUM + 1) if size == 1 else f"{flipped.at(PRODUCT)} * {self._literal(const(size)).text}"
@@ -329,6 +332,11 @@ class Printer:
         if known is not None and known[0] is extent:
             return known[1]
         return self.text(extent).at(scalars.BITOR)
+
+
+def _is_negative(e: Expr) -> bool:
+    """Whether an index expression is a product with a negative number."""
+    return isinstance(e, Apply) and e.op == "mul" and isinstance(e.args[1], Const) and e.args[1].value < 0
 
 
 def _is_op(e: Expr, op: str) -> bool:

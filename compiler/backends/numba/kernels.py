@@ -111,7 +111,7 @@ class KernelPrinter:
             self.lines, self.names, surroundings.use, self.holes, surroundings.site, sizes, bounds, prefix, literals
         )
         self.legaliser = Legaliser(scalars.CAPABILITIES, kernel.origins[0] if kernel.origins else "")
-        self.depth_of: dict[Axis, int] = {}
+        self.local_accesses = [x for x in self._accesses() if x[0].scope != "param"]
 
     def _arrays(self, is_weight: Callable[[object], bool]) -> tuple[str, ...]:
         """Names of the arrays by what they are for: out, w for weights, x for the rest."""
@@ -193,14 +193,17 @@ class KernelPrinter:
         return self.names.name(a, a.name)
 
     def extent(self, s: For) -> str:
-        """The text of a loop's extent: a number, the size of an array that the loop runs along, or an expression."""
+        """The text of a loop's extent: the size of an array that it writes along, a small number, the size of another array, or an
+        expression."""
         n = ix.number(s.axis.extent)
-        if n is not None and (n <= self.context.literals or (s.axis.name == "lane" and n <= LANES)):
-            return str(n)
         known = self.context.bounds.get(s.axis)
-        if known is not None and known[0] is s.axis.extent:
-            return known[1]
-        return self.printer(s.axis.extent).text(s.axis.extent).text
+        along = known[1] if known is not None and known[0] is s.axis.extent else None
+        if n is not None and n <= LANES and s.axis.name == "lane":
+            return str(n)
+        tasks = s.kind is not Kind.SERIAL or (along is not None and along.startswith("out"))
+        if n is not None and n <= self.context.literals and not (along and tasks):
+            return str(n)
+        return along or self.printer(s.axis.extent).text(s.axis.extent).text
 
     def collapsed(self, s: For) -> tuple[list[For], tuple[Stmt, ...]]:
         """Perfectly nested loops of one kind from `s` inwards, and what is inside."""
@@ -227,12 +230,25 @@ class KernelPrinter:
         name = self.names.name(b, local_name(b))
         if not b.shape or b in self.scratch:
             return
-        p = self.printer(*b.shape)
-        parts = [str(x.value) if isinstance(x, Const) else p.text(x).text for x in b.shape]
+        parts = [self._length(b, d) for d in range(len(b.shape))]
         shape = parts[0] if len(parts) == 1 else f"({', '.join(parts)})"
         text = self.dialect.alloc(b, shape, scalars.numpy_name(b.dtype))
         if text is not None:
             self.lines.add(f"{name} = {text}")
+
+    def _length(self, b: Buffer, d: int) -> str:
+        """The text of a local's size along a dimension: that of the loop that fills it where it is one."""
+        n = b.shape[d]
+        for x, index, _ in self.local_accesses:
+            if x is not b:
+                continue
+            at = index[d]
+            if isinstance(at, Axis) and at.name == "lane":
+                break
+            known = self.context.bounds.get(at)
+            if known is not None and known[0] is n:
+                return known[1]
+        return str(n.value) if isinstance(n, Const) else self.printer(n).text(n).text
 
     def store(self, s: Store) -> None:
         """buffer[index] = value, or += where the value adds to what is there."""

@@ -1,0 +1,110 @@
+"""From a plan to native code: printing and compiling its kernels, linking an image, packing weights."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from fusile.backends.native.plan import Kernels, PlanPrinter, raw_bytes
+from fusile.errors import FusileError
+from fusile.ir.plan import Plan
+from fusile.ir.tensor import Tensor
+from fusile.report import Progress
+from fusile.runtime import abi
+from fusile.runtime.image import Image
+from fusile.runtime.workers import compile_objects
+from fusile.target import TargetSpec, available_cores
+
+Objects = tuple[tuple[str, bytes], ...]
+"""Relocatable objects by name."""
+Raw = Callable[[], bytes]
+"""Gives the bytes of an initialiser as kernels read them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What compiling a plan gives: the objects of kernels and plan, what the plan says of itself, the LLVM IR."""
+
+    objects: Objects
+    interface: abi.PlanInterface
+    texts: Mapping[str, str]
+
+
+def build(plan: Plan, target: TargetSpec, progress: Progress, denormals: bool = False, level: int = 3) -> Built:
+    """Print and compile every kernel of a plan, and the plan. Kernels are compiled while others are printed."""
+    kernels = Kernels(target)
+    flags = 0 if denormals else abi.FLUSH_DENORMALS
+    with _Compiler(target, level) as compiler:
+        every = (*plan.kernels(), *plan.prepare_kernels())
+        for done, kernel in enumerate(every):
+            progress("compiling kernels", done, len(every))
+            kernels.add(kernel)
+            compiler.add(kernels.texts)
+        printer = PlanPrinter(plan, kernels, flags)
+        texts = {"plan": printer.text(), **kernels.texts}
+        compiler.add(texts)
+        objects = compiler.objects()
+    return Built(tuple((name, objects[name]) for name in texts), printer.interface(), texts)
+
+
+class _Compiler:
+    """Hands texts to compile workers as they come; LLVM is in other processes, so threads may wait for it."""
+
+    def __init__(self, target: TargetSpec, level: int) -> None:
+        self._target, self._level = target, level
+        self._threads = ThreadPoolExecutor(available_cores(), thread_name_prefix="fusile-compile")
+        self._waiting: dict[str, Future[list[bytes]]] = {}
+
+    def __enter__(self) -> _Compiler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def add(self, texts: Mapping[str, str]) -> None:
+        """Have those compiled that are new."""
+        for name in texts:
+            if name not in self._waiting:
+                self._waiting[name] = self._threads.submit(
+                    compile_objects, [texts[name]], self._target, self._level, 1
+                )
+
+    def objects(self) -> dict[str, bytes]:
+        """All objects by name. Raises CompileError for the first text that LLVM refuses."""
+        return {name: waiting.result()[0] for name, waiting in self._waiting.items()}
+
+
+def raw_of(tensor: Tensor) -> Raw:
+    """The bytes of a constant tensor, when they are asked for."""
+    return lambda: raw_bytes(tensor)
+
+
+def pack(image: Image, steps: Sequence[Sequence[Raw]], address: int, progress: Progress) -> None:
+    """Fill the packed weights at an address (aligned to 64, all zeros) by the module's own code.
+
+    `steps` are those of the plan: the raw tensors of each group, which are held one group at a time.
+    """
+    pointer, number = ctypes.c_void_p, ctypes.c_int32
+    prepare = image.function("api_prepare", number, pointer, number, pointer, pointer)
+    for step, tensors in enumerate(steps):
+        progress("packing weights", step, len(steps))
+        held = [np.frombuffer(raw() or bytes(1), np.uint8) for raw in tensors]
+        raws = (pointer * max(1, len(held)))(*(array.ctypes.data for array in held))
+        status = prepare(None, step, raws, address)
+        if status:
+            raise FusileError("The weights could not be packed", why=_said(status))
+
+
+def _said(status: int) -> str:
+    known = {int(code): code.name.lower().replace("_", " ") for code in abi.Status}
+    return known.get(status, f"status {status}")
+
+
+def steps_of(plan: Plan) -> Iterator[tuple[Tensor, ...]]:
+    """The raw tensors of each packing step of a plan."""
+    for step in plan.prepare:
+        yield step.raw

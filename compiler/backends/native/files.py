@@ -1,0 +1,141 @@
+"""Native modules as files: writing a .so with its header and wrapper, and loading one into this process."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fusile.backends.native.module import Code, Face, Instance, Memory, NativeModule, library_code
+from fusile.errors import FusileError, UsageError
+from fusile.runtime import abi
+from fusile.runtime.module import ModelInfo
+from fusile.target import TargetSpec, available_cores
+
+_MARK = b"_abi_version\0"
+_LONGEST_PREFIX = 200
+
+
+def write(
+    path: Path,
+    objects: Sequence[tuple[str, bytes]],
+    interface: abi.PlanInterface,
+    target: TargetSpec,
+    weights: Path | Memory | None,
+    *,
+    embed: bool = True,
+    linker: str | None = None,
+) -> tuple[Path, ...]:
+    """Write a module's library, header and wrapper, and its weights where they are not in the library.
+
+    Answers their paths. Nothing is left behind where it fails. Raises UsageError where the place cannot be written
+    or nothing can link, FusileError where the linker fails.
+    """
+    from fusile.runtime.shared_library import write_shared_library
+
+    if path.suffix not in (".so", ".dylib", ".dll"):
+        raise UsageError(
+            f"A native module is a library, and {path.name!r} is not the name of one",
+            todo=f"Call it {path.with_suffix('.so').name!r}",
+        )
+    with tempfile.TemporaryDirectory(prefix="fusile-") as folder:
+        place = weights
+        if isinstance(weights, Memory):
+            place = _as_file(weights, interface, Path(folder) / "packed.weights")
+        assert place is None or isinstance(place, Path)
+        made = write_shared_library(
+            path, objects, interface, target, weights=place, embed=embed, linker=linker
+        )
+    return tuple(each for each in (made.library, made.header, made.wrapper, made.weights) if each is not None)
+
+
+def _as_file(weights: Memory, interface: abi.PlanInterface, path: Path) -> Path:
+    from fusile.runtime.weights_file import new_weights_file
+
+    with new_weights_file(path, weights.bytes, interface.layout_key) as address:
+        ctypes.memmove(address, weights.address, weights.bytes)
+    return path
+
+
+def load(path: Path, threads: int | None = None) -> NativeModule:
+    """A module out of a .so file that `write` wrote; its weights are in it, or in a file of its name beside it.
+
+    Loading a library runs code of it. Raises UsageError where there is no file or it is no module of fusile's.
+    """
+    if not path.is_file():
+        raise UsageError(f"There is no file {str(path)!r}")
+    told, code = _open(path)
+    if told.get("abi") != abi.ABI_VERSION:
+        raise UsageError(
+            f"{str(path)!r} is a module of another version", why=f"its interface is {told.get('abi')}",
+            todo="Compile the model again",
+        )  # fmt: skip
+    interface = abi.PlanInterface(
+        name=str(told["name"]),
+        inputs=_ports(told["inputs"]),
+        outputs=_ports(told["outputs"]),
+        symbols=tuple(told["symbols"]),
+        weights_bytes=int(told["weights_bytes"]),
+        layout_key=bytes.fromhex(told["layout_key"]),
+        prepare_steps=int(told["prepare_steps"]),
+        flags=int(told["flags"]),
+    )
+    face = Face(interface.inputs, interface.outputs, ModelInfo(graph_name=interface.name))
+    return NativeModule(_instance(code, path, interface), interface, face, threads or available_cores())
+
+
+def _instance(code: Code, path: Path, interface: abi.PlanInterface) -> Instance:
+    """An instance with the weights that are in the library, else with those in the file beside it."""
+    beside = path.with_suffix(".weights")
+    try:
+        return Instance(code, None)
+    except FusileError as error:
+        if not interface.weights_bytes:
+            raise
+        if not beside.is_file():
+            raise UsageError(
+                f"The weights of {str(path)!r} are missing", todo=f"Put {beside.name!r} beside it"
+            ) from error
+        return Instance(code, beside)
+
+
+def _open(path: Path) -> tuple[dict[str, Any], Code]:
+    """What a library says of itself, and its functions. Their names begin with the library's name when it was
+    written; it may have another now.
+    """
+    for prefix in _prefixes(path):
+        try:
+            code = library_code(path, prefix)
+            describe: Any = ctypes.CDLL(str(path.absolute()))[f"{prefix}_describe"]
+        except AttributeError:
+            continue
+        except OSError as error:
+            raise UsageError(f"{str(path)!r} cannot be loaded", why=str(error)) from None
+        describe.restype, describe.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+        told: dict[str, Any] = json.loads(describe(None))
+        return told, code
+    raise UsageError(
+        f"{str(path)!r} is no module of fusile's", todo="Give a .so file that `fusile compile` wrote"
+    )
+
+
+def _prefixes(path: Path) -> Iterator[str]:
+    """What the functions of a library may begin with: every name in it that ends as one of them does."""
+    if not path.stat().st_size:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = data.find(_MARK)
+        while at >= 0:
+            name = data[max(0, at - _LONGEST_PREFIX) : at].rpartition(b"\0")[2]
+            if re.fullmatch(rb"[a-z_][a-z0-9_]*", name):
+                yield name.decode("ascii")
+            at = data.find(_MARK, at + 1)
+
+
+def _ports(told: Sequence[Mapping[str, Any]]) -> tuple[abi.Port, ...]:
+    return tuple(abi.Port(str(p["name"]), int(p["dtype"]), tuple(p["dims"])) for p in told)

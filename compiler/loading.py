@@ -1,0 +1,124 @@
+"""A model on its way into the compiler: its canonical graph, what people know of it, and its raw weights."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from fusile import frontend, retrained
+from fusile.artefacts import RawName
+from fusile.backends.native.build import Raw
+from fusile.backends.native.module import Face
+from fusile.frontend.names import UNNAMED_AXES
+from fusile.frontend.structure import Structure, Watch, structure
+from fusile.graph.cleanup import clean_up
+from fusile.ir.types import BY_CODE, numpy_dtype
+from fusile.options import Options
+from fusile.passes import strict
+from fusile.passes.to_tensor import defined
+from fusile.runtime import abi
+from fusile.runtime.module import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A canonical graph whose operators all have definitions, or are gaps.
+
+    `unnamed` are the symbols that stand for dimensions without a name, `declared` the symbols that the file names
+    for the dimensions of outputs, `replaced_shapes` says whether weights were replaced that shape the code.
+    """
+
+    model: ir.Model
+    watch: Watch
+    info: ModelInfo
+    unnamed: frozenset[str]
+    declared: Mapping[str, tuple[str | None, ...]]
+    replaced_shapes: bool = False
+
+    def raw(self, place: RawName, constants: bytes) -> Raw:
+        """The bytes that a packing step takes: of an initialiser by name, or of a part of `constants`."""
+        if isinstance(place, tuple):
+            offset, size = place
+            return lambda: constants[offset : offset + size]
+        held = self.watch.tensors[place]
+        dtype = numpy_dtype(BY_CODE[int(held.dtype)])
+        return lambda: np.ascontiguousarray(held.numpy(), dtype=dtype).tobytes()
+
+
+def read(source: Any, options: Options) -> Loaded:
+    """The canonical graph of a model, with the weights that options ask for, and with operators that have no
+    definition expanded into their function bodies. Raises as `frontend.load` does.
+    """
+    model = frontend.load(source, dims=dict(options.dims))
+    reshaping = False
+    if options.weights is not None:
+        reshaping = retrained.replace(model, source, options)
+    info = ModelInfo(
+        model.graph.name or "",
+        model.producer_name or "",
+        model.domain or "",
+        model.doc_string or "",
+        model.graph.doc_string or "",
+        model.model_version or 0,
+        dict(model.metadata_props),
+    )
+    unnamed = frozenset(
+        symbol
+        for value in model.graph.inputs
+        for axis in value.meta.get(UNNAMED_AXES, ())
+        if value.shape is not None and (symbol := _symbol(value.shape[axis]))
+    )
+    declared = {
+        str(value.name): tuple(_symbol(dim) for dim in value.shape)
+        for value in model.graph.outputs
+        if value.shape is not None
+    }
+    watch = Watch(model)
+    frontend.expand(model, defined)
+    clean_up(model)
+    strict.check_graph("clean_up", model)
+    return Loaded(model, watch, info, unnamed, declared, reshaping)
+
+
+def structure_of(source: Any) -> Structure:
+    """The structure of a model in a file or in bytes."""
+    if isinstance(source, bytes):
+        return structure(source)
+    with Path(source).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return structure(data)
+
+
+def face_of(loaded: Loaded, interface: abi.PlanInterface) -> Face:
+    """The ports as people see them: unnamed dimensions are None, and outputs keep the symbols that the file gives
+    to sizes which are worked out.
+    """
+
+    def shown(port: abi.Port, declared: tuple[str | None, ...]) -> abi.Port:
+        dims = [None if dim in loaded.unnamed else dim for dim in port.dims]
+        if len(declared) == len(dims):
+            dims = [name if dim is None else dim for dim, name in zip(dims, declared)]
+        return replace(port, dims=tuple(dims))
+
+    return Face(
+        tuple(shown(port, ()) for port in interface.inputs),
+        tuple(shown(port, loaded.declared.get(port.name, ())) for port in interface.outputs),
+        loaded.info,
+    )
+
+
+def model_name(source: Any) -> str:
+    """What to call a model in reports."""
+    if isinstance(source, (str, os.PathLike)):
+        return Path(source).name
+    return str(getattr(getattr(source, "graph", None), "name", "") or "model")
+
+
+def _symbol(dim: int | ir.SymbolicDim) -> str | None:
+    return dim.value if isinstance(dim, ir.SymbolicDim) else None
