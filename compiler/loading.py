@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fusile import frontend, retrained
+from fusile import frontend
 from fusile.artefacts import RawName
 from fusile.backends.native.build import Raw
 from fusile.backends.native.module import Face
@@ -59,6 +59,8 @@ def read(source: Any, options: Options) -> Loaded:
     model = frontend.load(source, dims=dict(options.dims))
     reshaping = False
     if options.weights is not None:
+        from fusile import retrained  # it brings the framework backends, for their names of weights
+
         reshaping = retrained.replace(model, source, options)
     info = ModelInfo(
         model.graph.name or "",

@@ -21,7 +21,7 @@ LAYERS = (
     ("frontend", "kernels"),
     ("passes", "schedule"),
     ("backends", "runtime", "templates", "report"),
-    ("driver",),
+    ("artefacts", "driver", "loading", "reports", "retrained"),
     ("session", "session_errors", "session_options", "session_values", "tools"),
     ("api", "as_onnxruntime"),
     ("cli",),
@@ -32,6 +32,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 LIGHT = (
     "__init__",
+    "artefacts",
     "errors",
     "options",
     "target",

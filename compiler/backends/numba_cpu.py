@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -40,6 +41,15 @@ TILED: tuple[tuple[str, Pass], ...] = (
 
 PIPELINES: dict[int, tuple[tuple[str, Pass], ...]] = {0: PLAIN, 1: TILED, 2: TILED}
 
+
+def _imports(names: Sequence[str]) -> list[str]:
+    """Rounding from numpy, what f64 takes from the C library from math."""
+    plain = [n for n in names if not n.endswith("_f64")]
+    wide = [f"{n.removesuffix('_f64')} as {n}" for n in names if n.endswith("_f64")]
+    out = [f"from math import {', '.join(wide)}"] if wide else []
+    return [*out, f"from numpy import {', '.join(plain)}"] if plain else out
+
+
 TARGET = Target(
     name="numba",
     dialect=Cpu(),
@@ -50,6 +60,7 @@ TARGET = Target(
     ),
     printed=FUNCTIONS,
     of_bits=True,
+    imports=_imports,
 )
 
 

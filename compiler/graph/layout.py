@@ -130,7 +130,11 @@ def _kind(node: ir.Node) -> str:
     if op == "Shape" and node.domain == "":
         return "reader" if rank >= 3 else "first"
     if op == "Unsqueeze":
-        return "maker" if rank == 2 and _axes(node, 1, rank_of(node.outputs[0])) == _spatial(node.outputs[0]) else "first"
+        return (
+            "maker"
+            if rank == 2 and _axes(node, 1, rank_of(node.outputs[0])) == _spatial(node.outputs[0])
+            else "first"
+        )
     if op == "Squeeze":
         return "reader" if rank >= 3 and _axes(node, 1, rank) == _spatial(node.inputs[0]) else "first"
     if op in ("Flatten", "Reshape") and rank >= 3 and _joins_units(node):
@@ -228,12 +232,16 @@ def _plan(graph: ir.Graph) -> _Plan:
     for value in _values(graph):
         maker = value.producer()
         source = (maker, "out") if maker is not None else _FIRST
-        readers: list[_Point] = [(u.node, "in") for u in value.uses() if (u.idx, value) in data_inputs(u.node)]
+        readers: list[_Point] = [
+            (u.node, "in") for u in value.uses() if (u.idx, value) in data_inputs(u.node)
+        ]
         if value.is_graph_output():
             readers.append(_FIRST)
         network.value(value, source, readers)
     last = network.last_side()
-    return _Plan({node for node in graph if (node, "in") in last}, {node for node in graph if (node, "out") in last})
+    return _Plan(
+        {node for node in graph if (node, "in") in last}, {node for node in graph if (node, "out") in last}
+    )
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
@@ -258,7 +266,9 @@ def _feeds_windows(node: ir.Node) -> bool:
     """With three axes both orders are one permutation: look where the result goes."""
     readers = [use.node for use in node.outputs[0].uses()]
     return any(
-        r.op_type in WINDOWS or r.op_type in CHANNELS or (r.op_type == "Reshape" and rank_of(r.outputs[0]) > 3)
+        r.op_type in WINDOWS
+        or r.op_type in CHANNELS
+        or (r.op_type == "Reshape" and rank_of(r.outputs[0]) > 3)
         for r in readers
     )
 
@@ -354,7 +364,9 @@ class _Rewriter:
         if found is None:
             rank = rank_of(value)
             order = last_order(rank) if to_last else first_order(rank)
-            node = ir.node("Transpose", [value], {"perm": list(order)}, name=self._name(str(value.name), "turned"))
+            node = ir.node(
+                "Transpose", [value], {"perm": list(order)}, name=self._name(str(value.name), "turned")
+            )
             found = node.outputs[0]
             found.name, found.type = self._name(str(value.name), "turned"), value.type
             assert value.shape is not None
@@ -373,7 +385,11 @@ class _Rewriter:
 
     def _rename(self, node: ir.Node, last_in: bool, last_out: bool) -> None:
         op = node.op_type
-        rank = rank_of(node.outputs[0]) if op == "Reshape" else max(rank_of(v) for v in (*node.inputs[:1], *node.outputs))
+        rank = (
+            rank_of(node.outputs[0])
+            if op == "Reshape"
+            else max(rank_of(v) for v in (*node.inputs[:1], *node.outputs))
+        )
         order = last_order(rank)
         if op in WINDOWS or op in CHANNELS:
             node.attributes["channels_last"] = ir.AttrInt64("channels_last", 1)
@@ -383,9 +399,7 @@ class _Rewriter:
             self._reorder_shape(node, order)
         elif op == "Shape":
             node.attributes["perm"] = ir.AttrInt64s("perm", list(first_order(rank)))
-        elif op == "Unsqueeze":
-            self._set_axes(node, 1, list(range(1, rank - 1)))
-        elif op == "Squeeze" or (op in REDUCTIONS and not integer(node, "keepdims", 1)):
+        elif op == "Unsqueeze" or op == "Squeeze" or (op in REDUCTIONS and not integer(node, "keepdims", 1)):
             self._set_axes(node, 1, list(range(1, rank - 1)))
         elif op in AXIS:
             axis = integer(node, "axis", 0 if op in ("Concat", "Split") else -1) % rank
@@ -408,7 +422,9 @@ class _Rewriter:
             sizes = [int(n) for n in wanted.ravel()]
             if sizes[1] == 0:
                 sizes[1] = int(node.outputs[0].shape[1])  # type: ignore[index, arg-type]
-            made = self._constant(f"{node.name}.shape", np.array([sizes[axis] for axis in order], dtype=np.int64))
+            made = self._constant(
+                f"{node.name}.shape", np.array([sizes[axis] for axis in order], dtype=np.int64)
+            )
         else:
             picks = self._constant(f"{node.name}.order", np.array(order, dtype=np.int64))
             gather = ir.node("Gather", [target, picks], {"axis": 0}, name=self._name(str(node.name), "shape"))
@@ -463,7 +479,13 @@ class _Rewriter:
             arranged = [aligned[axis] for axis in order]
             lead = rank - len(own)
             perm = [axis - lead for axis in order if axis >= lead]
-            made = ir.node("Arrange", [value], {"perm": perm, "shape": arranged}, domain=DOMAIN, name=self._name(str(value.name), "arranged"))
+            made = ir.node(
+                "Arrange",
+                [value],
+                {"perm": perm, "shape": arranged},
+                domain=DOMAIN,
+                name=self._name(str(value.name), "arranged"),
+            )
             out = made.outputs[0]
             out.name, out.type, out.shape = made.name, value.type, ir.Shape(arranged)
             self.graph.insert_before(node, made)
@@ -522,7 +544,9 @@ def cancel_transposes(model: ir.Model) -> None:
                 x = inner.inputs[0]
         assert x is not None
         out = node.outputs[0]
-        if perm == sorted(perm) and not (out.is_graph_output() and (x.is_graph_input() or x.is_graph_output())):
+        if perm == sorted(perm) and not (
+            out.is_graph_output() and (x.is_graph_input() or x.is_graph_output())
+        ):
             _bypass(model.graph, node, x)
         else:
             node.replace_input_with(0, x)

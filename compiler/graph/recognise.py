@@ -96,7 +96,9 @@ def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
     return tuple(d if isinstance(d, int) else d.value for d in value.shape)
 
 
-def make(like: ir.Node, operator: str, inputs: list[ir.Value | None], domain: str = "", **attributes: object) -> ir.Node:
+def make(
+    like: ir.Node, operator: str, inputs: list[ir.Value | None], domain: str = "", **attributes: object
+) -> ir.Node:
     """A node that takes the place of another: its name, as many outputs."""
     return ir.node(operator, inputs, attributes, domain=domain, num_outputs=len(like.outputs), name=like.name)  # type: ignore[arg-type]
 
@@ -193,7 +195,12 @@ def separate_layers(model: ir.Model) -> None:
 def _is_filled(value: ir.Value) -> bool:
     """Whether a small float tensor has one value throughout."""
     data = constant(value, 1 << 16)
-    return data is not None and data.size > 0 and data.dtype.kind == "f" and bool(np.all(data == data.ravel()[0]))
+    return (
+        data is not None
+        and data.size > 0
+        and data.dtype.kind == "f"
+        and bool(np.all(data == data.ravel()[0]))
+    )
 
 
 def _copy(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
@@ -207,7 +214,13 @@ def _copy(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
 def picked(node: ir.Node) -> ir.Node | None:
     """squeeze(x[i : i + 1], axis)  ->  Gather(x, i)"""
     cut = producer(node.inputs[0], "Slice")
-    if cut is None or len(cut.inputs) < 4 or len(node.inputs) < 2 or node.graph is None or not single(cut.outputs[0]):
+    if (
+        cut is None
+        or len(cut.inputs) < 4
+        or len(node.inputs) < 2
+        or node.graph is None
+        or not single(cut.outputs[0])
+    ):
         return None
     starts, stops, axes, gone = (constant(v) for v in (*cut.inputs[1:4], node.inputs[1]))
     steps = constant(cut.inputs[4]) if len(cut.inputs) > 4 else np.ones(1)
@@ -216,7 +229,12 @@ def picked(node: ir.Node) -> ir.Node | None:
     start, stop, axis, out, step = (int(a.ravel()[0]) for a in (starts, stops, axes, gone, steps))  # type: ignore[union-attr]
     rank = len(dims(cut.inputs[0]) or ())
     last = start == -1 and stop >= 2**31 - 1
-    if not rank or step != 1 or axis % rank != out % rank or not (stop - start == 1 and (start >= 0 or stop < 0) or last):
+    if (
+        not rank
+        or step != 1
+        or axis % rank != out % rank
+        or not ((stop - start == 1 and (start >= 0 or stop < 0)) or last)
+    ):
         return None
     index = ir.Value(
         name=f"{node.name}.index",
@@ -277,7 +295,9 @@ def gemm(node: ir.Node) -> ir.Node | None:
         shape = tuple(int(n) for n in held.shape.numpy()) if held is not None else ()
         if not shape or shape[-1] != out or math.prod(shape) != out:
             return None
-    return make(node, "Linear", [x, weight, *([bias] if bias is not None else [])], DOMAIN, transposed=transposed)
+    return make(
+        node, "Linear", [x, weight, *([bias] if bias is not None else [])], DOMAIN, transposed=transposed
+    )
 
 
 def group_norm(node: ir.Node) -> ir.Node | None:
@@ -291,7 +311,9 @@ def group_norm(node: ir.Node) -> ir.Node | None:
             shape = dims(x)
             if x is None or shape is None or not all(_along_channels(p, shape) for p in (weight, bias)):
                 continue
-            return make(node, "GroupNormalization", [x, weight, bias], DOMAIN, num_groups=groups, epsilon=epsilon)
+            return make(
+                node, "GroupNormalization", [x, weight, bias], DOMAIN, num_groups=groups, epsilon=epsilon
+            )
     return None
 
 
@@ -336,8 +358,13 @@ def layer_norm(node: ir.Node) -> ir.Node | None:
             if squared is not centred.outputs[0] or _mean_of(mean) is not x or epsilon is None:
                 continue
             last = (dims(x) or (None,))[-1]
-            if all(len(dims(p) or ()) == 1 and (dims(p) or ())[0] == last and initialiser(p) for p in (weight, bias)):
-                return make(node, "LayerNormalization", [x, weight, bias], axis=-1, epsilon=epsilon, stash_type=1)
+            if all(
+                len(dims(p) or ()) == 1 and (dims(p) or ())[0] == last and initialiser(p)
+                for p in (weight, bias)
+            ):
+                return make(
+                    node, "LayerNormalization", [x, weight, bias], axis=-1, epsilon=epsilon, stash_type=1
+                )
     return None
 
 
@@ -418,7 +445,11 @@ def hard_swish(node: ir.Node) -> ir.Node | None:
         return None
     for x, clipped in (rest, rest[::-1]):
         clip = producer(clipped, "Clip")
-        if clip is None or len(clip.inputs) < 3 or (scalar(clip.inputs[1]), scalar(clip.inputs[2])) != (0.0, 6.0):
+        if (
+            clip is None
+            or len(clip.inputs) < 3
+            or (scalar(clip.inputs[1]), scalar(clip.inputs[2])) != (0.0, 6.0)
+        ):
             continue
         shifted = producer(clip.inputs[0], "Add")
         if shifted is not None and any(a is x and scalar(b) == 3.0 for a, b in sides(shifted)):
@@ -496,7 +527,9 @@ def merged_recurrence(node: ir.Node) -> ir.Node | None:
     return None
 
 
-def _keeps_steps(own: tuple[int | str | None, ...] | None, shape: tuple[int | str | None, ...] | None) -> bool:
+def _keeps_steps(
+    own: tuple[int | str | None, ...] | None, shape: tuple[int | str | None, ...] | None
+) -> bool:
     """Whether [T, D, B, H] became [T, B, D * H]."""
     if own is None or shape is None or len(own) != 4 or len(shape) != 3:
         return False
@@ -509,7 +542,12 @@ def _keeps_steps(own: tuple[int | str | None, ...] | None, shape: tuple[int | st
 def _merge(layer: ir.Node, last: ir.Node) -> None:
     """The layer anew, with the value after `last` as its first output."""
     made = ir.node(
-        layer.op_type, list(layer.inputs), dict(layer.attributes), domain=DOMAIN, num_outputs=len(layer.outputs), name=layer.name
+        layer.op_type,
+        list(layer.inputs),
+        dict(layer.attributes),
+        domain=DOMAIN,
+        num_outputs=len(layer.outputs),
+        name=layer.name,
     )
     made.metadata_props.update(layer.metadata_props)
     graph = layer.graph

@@ -105,7 +105,9 @@ SHAPE_INPUTS: Mapping[str, frozenset[int]] = {
 }
 """Inputs that shape the computation: constants there are written into the source."""
 
-_ELEMENTWISE = frozenset({"Mul", "Add", "Sub", "Div", "Cast", "Unsqueeze", "Reshape", "Squeeze", "Concat", "Transpose"})
+_ELEMENTWISE = frozenset(
+    {"Mul", "Add", "Sub", "Div", "Cast", "Unsqueeze", "Reshape", "Squeeze", "Concat", "Transpose"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,9 @@ def _shapes_computation(value: ir.Value) -> bool:
     uses = [(use.node, use.idx) for use in value.uses()]
     if all(_under_a_sine(node, 3) for node, _ in uses):
         return True
-    if all(node.op_type in ("Sub", "Div") and index == 1 and _is_input(node.inputs[0]) for node, index in uses):
+    if all(
+        node.op_type in ("Sub", "Div") and index == 1 and _is_input(node.inputs[0]) for node, index in uses
+    ):
         return True
     held = value.const_value
     assert held is not None
@@ -285,7 +289,15 @@ def _perm(node: ir.Node, value: ir.Value, index: int) -> tuple[int, ...] | None:
 
 
 _NAMED_LAYERS = frozenset(
-    {"Conv", "ConvTranspose", "Linear", "GroupNormalization", "LayerNormalization", "RMSNormalization", "InstanceNormalization"}
+    {
+        "Conv",
+        "ConvTranspose",
+        "Linear",
+        "GroupNormalization",
+        "LayerNormalization",
+        "RMSNormalization",
+        "InstanceNormalization",
+    }
 )
 
 
@@ -328,5 +340,7 @@ def aliases(model: ir.Model, known: Mapping[str, Weight]) -> list[Weight]:
         for other in filter(None, recorded.split("\n")):
             if other not in names:
                 names.add(other)
-                out.append(Weight(other, own, weight.role, weight.perm, weight.folded, weight.name, weight.storage))
+                out.append(
+                    Weight(other, own, weight.role, weight.perm, weight.folded, weight.name, weight.storage)
+                )
     return out

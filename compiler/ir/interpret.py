@@ -202,7 +202,7 @@ class Interpreter:
         if r.kind in ("max", "min") and math.prod(full.shape[len(stage.axes) :]) == 0:
             return np.full(full.shape[: len(stage.axes)], identity(r.kind, stage.out.dtype), full.dtype)
         if r.kind in ("max", "min"):
-            # The scalar operation, folded from its identity, passes over NaNs; numpy's reduction would keep them.
+            # The scalar operation, folded from its identity, passes over NaNs; numpy's would keep them.
             full = np.where(full != full, np.asarray(identity(r.kind, r.dtype)).astype(full.dtype), full)
             return np.asarray(_REDUCERS[r.kind](full, axis=over))
         return np.asarray(_REDUCERS[r.kind](full, axis=over, dtype=full.dtype))

@@ -419,22 +419,17 @@ def _apart(
     Every position must be o + k a + low + k n h, with o and k > 0 the same for all, n the extent of a, and 0 <= low < k: then
     a is a digit of the position.
     """
-    outer: ix.Poly | None = None
-    factor: ix.Poly | None = None
-    rests: list[ix.Poly] = []
+    found: list[tuple[ix.Poly, ix.Poly, ix.Poly]] = []
     for e in positions:
-        if any(x.source in changed for x in loads(e)):
-            return False
         parts = _parts(e, a, inner)
-        if parts is None or not ix.positive(parts[0]):
+        if parts is None or any(x.source in changed for x in loads(e)):
             return False
-        if factor is None or outer is None:
-            factor, outer = parts[0], parts[1]
-        elif parts[0] != factor or parts[1] != outer:
-            return False
-        rests.append(parts[2])
-    if factor is None:
+        found.append(parts)
+    factor = found[0][0]
+    if any(f != factor for f, _, _ in found) or not ix.positive(factor):
         return False
+    shared = {m: c for m, c in found[0][1].items() if all(o.get(m) == c for _, o, _ in found)}
+    rests = [ix.add(ix.add(rest, outer), shared, -1) for _, outer, rest in found]
     first = min(rest.get((), 0) for rest in rests)
     span = ix.multiply(factor, ix.poly(a.extent))
     for rest, holds in zip(rests, known, strict=True):

@@ -107,6 +107,8 @@ class _Grouper:
             why = self._shrinkable(group, stage, lost)
             if why:
                 return why
+        if group.heavy and _crossed(group, stage, mapping):
+            return "it writes its dimensions in another order than the tile has them"
         keep = [q for q in range(len(group.domain[group.stages[0]])) if q not in lost]
         for s, axes in group.domain.items():
             group.domain[s] = tuple(axes[q] for q in keep)
@@ -216,6 +218,16 @@ class _Grouper:
         for g in range(len(self.groups)):
             visit(g)
         return order
+
+
+def _crossed(group: Group, stage: Compute, mapping: dict[int, Axis]) -> bool:
+    """Whether a stage runs over the shared axes in another order than the first stage does."""
+    first = group.stages[0]
+    assert isinstance(first, Compute)
+    wide = [q for q, a in enumerate(group.domain[first]) if ix.number(a.extent) != 1]
+    theirs = sorted(wide, key=lambda q: first.axes.index(group.domain[first][q]))
+    mine = sorted(wide, key=lambda q: stage.axes.index(mapping[q]))
+    return theirs != mine
 
 
 def group(program: Program, log: Log, same: Callable[[Stage, Stage], bool]) -> list[Group]:

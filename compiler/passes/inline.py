@@ -137,6 +137,8 @@ def _refusal_by(stage: Compute, reader: Compute, view: bool, price: int, twisted
             return f"{reader.out.name} would work it out once for every output that shares it"
         if twisted:
             return f"its index map is too expensive for the inner loop of {reader.out.name}"
+        if _scatters(stage, reader, c):
+            return f"{reader.out.name} would stride through memory in its inner loop"
         return None
     if view and not (twisted and reader.reduction is not None and access.is_window(reader)):
         return None
@@ -148,6 +150,19 @@ def _refusal_by(stage: Compute, reader: Compute, view: bool, price: int, twisted
     if readers > 1 and (price > CHEAP or len(access.reads(stage.body)) > 2):
         return f"{readers} stages read it and it costs {price} operations"
     return None
+
+
+def _scatters(stage: Compute, reader: Compute, c: access.Contraction) -> bool:
+    """Whether a contraction reads the stage along a reduced axis without gaps, and would not read what the stage is a view of so."""
+    source = stage.body
+    if not isinstance(source, Load):
+        return False
+    for x in (c.left, c.right):
+        if x.source is stage.out:
+            direct = substitute(source, dict(zip(stage.axes, x.index, strict=True)))
+            if isinstance(direct, Load) and any(access.stride(x, k) == 1 != access.stride(direct, k) for k in c.k):
+                return True
+    return False
 
 
 def _repeats(stage: Compute, reader: Compute) -> int | None:

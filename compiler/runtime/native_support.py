@@ -10,8 +10,6 @@ from pathlib import Path
 from fusile.errors import UnsupportedError
 from fusile.runtime import abi
 from fusile.runtime.cache import Cache, key_of
-from fusile.runtime.link import link_image
-from fusile.runtime.workers import compile_objects
 from fusile.target import AARCH64, LINUX, X86_64, TargetSpec
 
 _FOLDER = Path(__file__).parent / "support"
@@ -52,6 +50,8 @@ def support_objects(target: TargetSpec, cache: Cache) -> list[tuple[str, bytes]]
     """
 
     def fill(folder: Path) -> None:
+        from fusile.runtime.workers import compile_objects  # a warm start needs neither workers nor linker
+
         objects = compile_objects([support_text(target), interface_text()], target)
         for name, data in zip(("support", "interface"), objects):
             (folder / f"{name}.o").write_bytes(data)
@@ -64,6 +64,8 @@ def support_image(target: TargetSpec, cache: Cache) -> Path:
     """The image file of the support code alone, which the thread pool of the process runs."""
 
     def fill(folder: Path) -> None:
+        from fusile.runtime.link import link_image
+
         objects = support_objects(target, cache)
         (folder / "support.image").write_bytes(link_image([pair for pair in objects if pair[0] == "support"]))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fusile.ir import index as ix
-from fusile.ir.expr import Expr, as_expr, cast, const, eq, inside, minimum, ne, select
+from fusile.ir.expr import Expr, as_expr, cast, const, eq, inside, maximum, minimum, ne, select
 from fusile.ir.tensor import Tensor, compute, scan, scatter
 from fusile.ir.types import I64
 from fusile.kernels.families.elementwise import dtype_of, filled
@@ -166,6 +166,11 @@ def _positions(count: Expr, test: Tensor) -> tuple[Tensor, Tensor]:
     return before, total
 
 
+def _row(before: Expr, n: Expr) -> Expr:
+    """The row that an element goes to. It is below n wherever the test holds; said so that it can be seen."""
+    return maximum(minimum(before, n - 1), const(0))
+
+
 def _digits(flat: Expr, shape: Sequence[Expr]) -> list[Expr]:
     out: list[Expr] = []
     for k, n in enumerate(shape):
@@ -199,7 +204,7 @@ def non_zero(ctx: Context, x: Tensor) -> Tensor:
         lambda *_: as_expr(0),
         (rank, n),
         (rank, flat),
-        lambda r, f: (r, before[f]),  # below n wherever the test holds
+        lambda r, f: (r, _row(before[f], n)),
         coordinate,
         condition=lambda r, f: test[f],
         name="nonzero",
@@ -221,7 +226,7 @@ def compress(ctx: Context, x: Tensor, condition: Tensor, *, axis: int | None = N
         lambda *_: const(0, x.dtype),
         shape,
         updates,
-        lambda *u: (*u[:at], before[u[at]], *u[at + 1 :]),
+        lambda *u: (*u[:at], _row(before[u[at]], n), *u[at + 1 :]),
         lambda *u: source[u],
         condition=lambda *u: condition[u[at]],
         name="compress",

@@ -535,7 +535,11 @@ class Site:
     def weight(self, index: int) -> tn.Weight | None:
         """The record of an input that is a weight, else None."""
         value = self.node.inputs[index] if index < len(self.node.inputs) else None
-        return self.printer.weights.get(str(value.name)) if value is not None and value.is_initializer() else None
+        return (
+            self.printer.weights.get(str(value.name))
+            if value is not None and value.is_initializer()
+            else None
+        )
 
     def roles(self, *indices: int) -> list[str]:
         """What these inputs are in the weights file, absent ones left out; an empty string for no weight."""
@@ -574,7 +578,20 @@ class Site:
 # ---- names -------------------------------------------------------------------------------------------
 
 _TAIL = frozenset(
-    {"readvariableop", "biasadd", "conv2d", "conv1d", "matmul", "reshape", "kernel", "bias", "tensordot", "einsum", "add", "mul"}
+    {
+        "readvariableop",
+        "biasadd",
+        "conv2d",
+        "conv1d",
+        "matmul",
+        "reshape",
+        "kernel",
+        "bias",
+        "tensordot",
+        "einsum",
+        "add",
+        "mul",
+    }
 )
 
 
@@ -614,7 +631,9 @@ def hint_of(node: ir.Node, value: ir.Value) -> str:
 
 
 _HINTS = {
-    **dict.fromkeys(("GroupNormalization", "LayerNormalization", "RMSNormalization", "BatchNormalization"), "norm"),
+    **dict.fromkeys(
+        ("GroupNormalization", "LayerNormalization", "RMSNormalization", "BatchNormalization"), "norm"
+    ),
     "InstanceNormalization": "norm",
     "ConstantOfShape": "filled",
     "MatMul": "product",

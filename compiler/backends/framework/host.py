@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, Union
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +20,7 @@ from fusile.ir import expr as ex
 MOST = 64
 """Elements of the largest host array."""
 
-Scalar: TypeAlias = Union[int, float, bool, ex.Expr]
+Scalar: TypeAlias = int | float | bool | ex.Expr
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -160,7 +160,9 @@ def _elementwise(function: Callable[..., Any]) -> Rule:
         out = spread(*arrays)
         if n.at(0).is_constant and n.at(0).dtype is ir.DataType.FLOAT and not isinstance(out, bool):
             out = np.asarray(out, dtype=object)
-            out = np.array([np.float32(v) if isinstance(v, float) else v for v in out.ravel()], dtype=object).reshape(out.shape)
+            out = np.array(
+                [np.float32(v) if isinstance(v, float) else v for v in out.ravel()], dtype=object
+            ).reshape(out.shape)
         return [np.asarray(out, dtype=object)]
 
     return rule

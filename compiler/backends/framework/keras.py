@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fusile.backends.framework import emit as em
-from fusile.backends.framework import keras_layers, keras_rows
+from fusile.backends.framework import keras_layers, keras_moves, keras_rows
 from fusile.backends.framework.common import Framework, Printer
 from fusile.backends.framework.emit import EmitReport
 from fusile.backends.framework.source import call, layout, name, signature
@@ -18,10 +18,10 @@ from fusile.options import Options
 
 FRAMEWORK = Framework(
     name="keras",
-    rows={**keras_rows.ROWS, **keras_layers.LAYERS},
+    rows={**keras_rows.ROWS, **keras_moves.MOVES, **keras_layers.LAYERS},
     size=lambda x, axis: call("ops.shape", x)[axis],
     sizes=lambda x: call("ops.shape", x),
-    constant=keras_rows.constant,
+    constant=keras_moves.constant,
     parameter=keras_layers.parameter,
     permute=keras_rows.permute,
     reshape=keras_rows.reshape_to,
@@ -29,8 +29,8 @@ FRAMEWORK = Framework(
     reserved=frozenset(
         "Model Path Stored attrgetter keras layers list load load_file load_weights max min np ops range safe_open"
         " save_file save_weights self slice tf abs bool dict float int str tuple print isinstance training mask"
-        " reshape expand resize_axis pad_same pad_copied conv_transpose_groups group_norm local_response lstm gru"
-        " rnn lstm_step gru_step rnn_step steps by_name window_pads math max_pool average_pool scatter_elements scatter_product bit_shift positive_nd typed".split()
+        " reshape expand resize_axis pad_same pad_run numbers reduce_run slice_run resize_run triangle conv_transpose_groups group_norm local_response lstm gru"
+        " rnn lstm_step gru_step rnn_step steps by_name window_pads math max_pool average_pool scatter_elements scatter_product bit_shift positive_nd".split()
     ),
     attributes=frozenset(
         "add_loss add_metric add_variable add_weight autocast build build_from_config built call compile"
@@ -50,6 +50,7 @@ FRAMEWORK = Framework(
     ),
 )
 _NEEDS = {
+    "resize_run": ("resize_axis",),
     "scatter_elements": ("scatter_product",),
     "lstm": ("steps", "by_name"),
     "gru": ("steps", "by_name"),
@@ -84,7 +85,10 @@ def source(printer: Printer) -> str:
         table.lower(): em.table(table, role, printer)
         for table, role in (("PARAMETERS", "param"), ("BUFFERS", "buffer"), ("CONSTANTS", "constant"))
     }
-    plain = all(value.dtype in (None, ir.DataType.FLOAT) or not value.dtype.is_floating_point() for value in printer.model.graph.inputs)
+    plain = all(
+        value.dtype in (None, ir.DataType.FLOAT) or not value.dtype.is_floating_point()
+        for value in printer.model.graph.inputs
+    )
     return em.fill(
         FRAMEWORK,
         {
@@ -103,7 +107,9 @@ def source(printer: Printer) -> str:
             "builds": _builds(printer),
             "arguments": names,
             "unpacked": _unpacked(names),
-            "signature": signature("def call", ["self", *names[:1], *(f"{n}=None" for n in names[1:])], ":", 4),
+            "signature": signature(
+                "def call", ["self", *names[:1], *(f"{n}=None" for n in names[1:])], ":", 4
+            ),
             "doc": em.forward_doc(printer),
             "body": body,
         },

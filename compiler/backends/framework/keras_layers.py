@@ -7,19 +7,25 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from fusile.backends.framework import keras_rows as kr
+from fusile.backends.framework import keras_moves
 from fusile.backends.framework.common import Layer, Place, Printer, Row, Site
-from fusile.backends.framework.keras_rows import dtype, permute
+from fusile.backends.framework.keras_rows import dtype, permute, run_list
 from fusile.backends.framework.source import Code, Name, Plain, Var, call, code, short_float
 from fusile.backends.framework.torch_layers import (
     activations,
     normalised,
     plain_activations,
     recurrent_stem,
-    without_defaults,
 )
-from fusile.backends.framework.torch_rows import index, plain
-from fusile.backends.framework.windows import Window, axis_options, is_zero_state, resize_plan, window
+from fusile.backends.framework.windows import (
+    Window,
+    axis_options,
+    is_zero_state,
+    resize_plan,
+    resize_settings,
+    window,
+)
+from fusile.backends.framework.words import index, plain, without_defaults
 from fusile.graph.tensors import Weight
 
 
@@ -28,7 +34,9 @@ def typed(kind: ir.DataType) -> dict[str, Plain]:
     return {} if kind is ir.DataType.FLOAT else {"dtype": dtype(kind)}
 
 
-def parameter(printer: Printer, attribute: str, weight: Weight, shape: tuple[int, ...], kind: ir.DataType) -> Layer:
+def parameter(
+    printer: Printer, attribute: str, weight: Weight, shape: tuple[int, ...], kind: ir.DataType
+) -> Layer:
     """A tensor of the module outside layers."""
     given: dict[str, Plain] = {"shape": shape, "initializer": "zeros", **typed(kind)}
     given |= {} if weight.role == "param" else {"trainable": False}
@@ -45,7 +53,9 @@ def build_shape(rank: int, *last_sizes: int) -> tuple[int | None, ...]:
 def same_padding(n: Site, w: Window) -> bool:
     """Whether Keras' `same` pads as the window does."""
     sizes = n.onnx_shape()[2:]
-    for k, s, d, low, high, size in zip(w.kernel, w.strides, w.dilations, w.before, w.after, sizes, strict=True):
+    for k, s, d, low, high, size in zip(
+        w.kernel, w.strides, w.dilations, w.before, w.after, sizes, strict=True
+    ):
         reach = (k - 1) * d + 1
         if s == 1:
             total = reach - 1
@@ -81,7 +91,10 @@ def conv(n: Site) -> Code:
     # Strides beside dilations, or uneven ones, are no word of TensorFlow: compute every step, keep some.
     both = any(s > 1 for s in w.strides) and any(d > 1 for d in w.dilations)
     if both and padding == "same":
-        x, padding = call("ops.pad", n.tensor(), ((0, 0), *zip(w.before, w.after, strict=True), (0, 0))), "valid"
+        x, padding = (
+            call("ops.pad", n.tensor(), ((0, 0), *zip(w.before, w.after, strict=True), (0, 0))),
+            "valid",
+        )
     strides = [1] * w.dims if both else w.strides
     settings = without_defaults(
         {"strides": plain(strides), "padding": padding, "dilation_rate": plain(w.dilations)},
@@ -97,7 +110,9 @@ def conv(n: Site) -> Code:
     return index(y, {a + 1: slice(None, None, s) for a, s in enumerate(w.strides) if s > 1}, w.dims + 2)
 
 
-def _conv_layer(n: Site, w: Window, settings: dict[str, Plain], out: int, inner: int, group: int) -> Code | None:
+def _conv_layer(
+    n: Site, w: Window, settings: dict[str, Plain], out: int, inner: int, group: int
+) -> Code | None:
     spatial = tuple(range(2, w.dims + 2))
     rest: dict[str, Plain] = {} if n.has(2) else {"use_bias": False}
     rest |= typed(n.dtype(1))
@@ -138,7 +153,9 @@ def conv_transpose(n: Site) -> Code:
         places = {"kernel": Place(n.value(1), axes=axes)}
         places |= {"bias": Place(n.value(2))} if n.has(2) and not any(extra) else {}
         rest: dict[str, Plain] = {} if "bias" in places else {"use_bias": False}
-        made = call(f"layers.Conv{w.dims}DTranspose", out, plain(w.kernel), **settings, **rest, **typed(n.dtype(1)))
+        made = call(
+            f"layers.Conv{w.dims}DTranspose", out, plain(w.kernel), **settings, **rest, **typed(n.dtype(1))
+        )
         layer = n.layer(n.stem(), made, places, build_shape(w.dims + 2, n.fixed(1, 0)))
     if layer:
         y, bias_left = layer(x), n.has(2) and any(extra)
@@ -215,10 +232,10 @@ def linear(n: Site) -> Code:
 def gather(n: Site) -> Code:
     """An embedding where a trained matrix is looked up by computed indices, else taking."""
     if n.roles(0) != ["param"] or n.rank(0) != 2 or n.axis(0) != 0 or n.host(1) is not None:
-        return kr.gather(n)
+        return keras_moves.gather(n)
     made = call("layers.Embedding", n.fixed(0, 0), n.fixed(0, 1), **typed(n.dtype(0)))
     layer = n.layer(n.stem(0), made, {"embeddings": Place(n.value(0))}, (None,))
-    return layer(n.tensor(1)) if layer else kr.gather(n)
+    return layer(n.tensor(1)) if layer else keras_moves.gather(n)
 
 
 # ---- normalisation -----------------------------------------------------------------------------------
@@ -248,7 +265,11 @@ def batch_norm(n: Site) -> Code | list[Code | None]:
 
 def _channel_shaped(n: Site, value: Code, axis: int) -> Code:
     rank = n.rank()
-    return value if axis == rank - 1 else call("ops.reshape", value, tuple(-1 if a == axis else 1 for a in range(rank)))
+    return (
+        value
+        if axis == rank - 1
+        else call("ops.reshape", value, tuple(-1 if a == axis else 1 for a in range(rank)))
+    )
 
 
 def _normalise(n: Site, axis: int, mean: Code, spread: Code, epsilon: float) -> Code:
@@ -363,7 +384,10 @@ def recurrent(n: Site) -> list[Code | None]:
     state = _state(n, kind, 2 if both else 1)
     given: dict[str, Plain] = {} if state is None else {"initial_state": state}
     y = Var("outputs")
-    ends = [[Var(w) for w in (("hidden", "cell") if kind == "LSTM" else ("hidden",))] for _ in range(2 if both else 1)]
+    ends = [
+        [Var(w) for w in (("hidden", "cell") if kind == "LSTM" else ("hidden",))]
+        for _ in range(2 if both else 1)
+    ]
     n.unpack(layer(x, **given), (y, *(v for pair in ends for v in pair)))
     out: Code = call("ops.flip", Name(y), axis=1) if backward else Name(y)
     first = bool(n.integer("layout"))
@@ -375,7 +399,11 @@ def recurrent(n: Site) -> list[Code | None]:
 
 
 def _stacked(parts: list[Code], axis: int) -> Code:
-    return call("ops.expand_dims", parts[0], axis) if len(parts) == 1 else call("ops.stack", list(parts), axis=axis)
+    return (
+        call("ops.expand_dims", parts[0], axis)
+        if len(parts) == 1
+        else call("ops.stack", list(parts), axis=axis)
+    )
 
 
 def _recurrent_places(n: Site, kind: str) -> dict[str, Place] | None:
@@ -435,7 +463,9 @@ def recurrent_helper(n: Site) -> list[Code | None]:
         given |= {"coupled": True} if n.integer("input_forget") else {}
     given |= {"reset_after": True} if kind == "GRU" and n.integer("linear_before_reset") else {}
     given |= {"clip": short_float(held.as_float())} if held is not None else {}
-    call_ = n.helper(kind.lower())(x, n.tensor(1), n.tensor(2), words, n.string("direction", "forward"), **given)
+    call_ = n.helper(kind.lower())(
+        x, n.tensor(1), n.tensor(2), words, n.string("direction", "forward"), **given
+    )
     targets = [Var("outputs"), Var("hidden"), Var("cell")][: 3 if kind == "LSTM" else 2]
     n.unpack(call_, tuple(targets))
     y: Code = Name(targets[0])  # [time, directions, batch, hidden]
@@ -462,7 +492,12 @@ def max_pool(n: Site) -> Code:
     w = window(n)
     if n.used(1):
         n.refuse("the indices of a max-pooling")
-    if any(d != 1 for d in w.dilations) or n.integer("ceil_mode") or w.dims > 3 or not n.dtype().is_floating_point():
+    if (
+        any(d != 1 for d in w.dilations)
+        or n.integer("ceil_mode")
+        or w.dims > 3
+        or not n.dtype().is_floating_point()
+    ):
         return _pool_by_steps(n, w, "max")
     x, padding = padded(n, w, float("-inf"))
     settings = without_defaults({"strides": plain(w.strides), "padding": padding}, {"padding": "valid"})
@@ -481,7 +516,9 @@ def average_pool(n: Site) -> Code:
     if any(d != 1 for d in w.dilations) or n.integer("ceil_mode") or w.dims > 3:
         return _pool_by_steps(n, w, "average", counted)
     padless = not any(w.before) and not any(w.after) and not w.same
-    padding = "same" if not padless and (w.same == "SAME_UPPER" or (not w.same and same_padding(n, w))) else "valid"
+    padding = (
+        "same" if not padless and (w.same == "SAME_UPPER" or (not w.same and same_padding(n, w))) else "valid"
+    )
     x = n.tensor()
     if not padless and (counted or padding == "valid"):
         if not counted or w.same:
@@ -505,18 +542,24 @@ def lp_pool(n: Site) -> Code:
 
 def global_lp_pool(n: Site) -> Code:
     p, axes = n.integer("p", 2), tuple(range(1, n.rank() - 1))
-    powers = call("ops.sum", call("ops.power", call("ops.abs", n.tensor()), float(p)), axis=axes, keepdims=True)
+    powers = call(
+        "ops.sum", call("ops.power", call("ops.abs", n.tensor()), float(p)), axis=axes, keepdims=True
+    )
     return call("ops.power", powers, short_float(1.0 / p))
 
 
 def resize(n: Site) -> Code:
     plan = resize_plan(n)
     x, rank = n.tensor(), n.rank()
+    if plan is None:
+        return _resize_run(n)
     if not plan.axes:
         return x
     whole = plan.scales is not None and all(s == int(s) and s >= 1 for s in plan.scales)
     if rank == 4 and plan.axes == [2, 3] and plan.simple and not plan.antialias and whole:
-        word = {("nearest", "floor", "asymmetric"): "nearest", ("linear", "", "half_pixel"): "bilinear"}.get(plan.kind())
+        word = {("nearest", "floor", "asymmetric"): "nearest", ("linear", "", "half_pixel"): "bilinear"}.get(
+            plan.kind()
+        )
         if word is not None:
             assert plan.scales is not None
             scale = plain([int(s) for s in plan.scales])
@@ -527,6 +570,17 @@ def resize(n: Site) -> Code:
         own = (0, rank - 1, *range(1, rank - 1))[axis] if n.channels_last else axis
         x = n.let(n.helper("resize_axis")(x, own, size, **options))
     return x
+
+
+def _resize_run(n: Site) -> Code:
+    """Scales or sizes that are computed when the model runs."""
+    rank = n.rank()
+    places = (0, rank - 1, *range(1, rank - 1)) if n.channels_last else range(rank)
+    axes: list[Plain] = [places[a % rank] for a in n.integers("axes", range(rank))]
+    given = [run_list(n, i) if n.has(i) else code([]) for i in (2, 3)]
+    policy, settings = n.string("keep_aspect_ratio_policy", "stretch"), resize_settings(n)
+    roi = run_list(n, 1) if settings.get("coordinates") == "tf_crop_and_resize" else code([])
+    return n.helper("resize_run")(n.tensor(), axes, *given, policy, roi, **settings)
 
 
 LAYERS: Mapping[str, Row] = {

@@ -1,28 +1,14 @@
-"""Keras, one row per operator without weights, in words of `keras.ops`; layers are in `keras_layers.py`."""
+"""Keras rows that compute, in words of `keras.ops`: arithmetic, comparison, activations, reductions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
-from fusile.backends.framework.common import Printer, Refusal, Row, Site
-from fusile.backends.framework.host import HostArray, Scalar
-from fusile.backends.framework.source import Code, Name, Plain, Var, call, code, name, short_float
-from fusile.backends.framework.torch_rows import (
-    bound,
-    index,
-    infix,
-    is_zero,
-    last,
-    logical,
-    nested,
-    same_size,
-    sum_of,
-    target_sizes,
-)
-from fusile.ir import expr as ex
+from fusile.backends.framework.common import Refusal, Row, Site
+from fusile.backends.framework.source import Code, Name, Plain, Var, call, name, short_float
+from fusile.backends.framework.words import axes_word, infix, last, logical, mean_of, sum_of, unary
 
 DTYPES: Mapping[ir.DataType, str] = {
     ir.DataType.FLOAT: "float32",
@@ -52,11 +38,21 @@ def cast_to(x: Code, kind: ir.DataType) -> Code:
     return call("ops.cast", x, dtype(kind))
 
 
-# ---- small words for rows ----------------------------------------------------------------------------
+def permute(x: Code, perm: Sequence[int]) -> Code:
+    """Axes in another order."""
+    return x if list(perm) == list(range(len(perm))) else call("ops.transpose", x, tuple(perm))
 
 
-def unary(function: str) -> Row:
-    return lambda n: call(function, n.tensor())
+def reshape_to(x: Code, shape: tuple[int, ...]) -> Code:
+    return call("ops.reshape", x, shape)
+
+
+def run_list(n: Site, i: int) -> Code:
+    """An input as a list of plain numbers when the module runs, outside of a traced function."""
+    return n.helper("numbers")(n.tensor(i))
+
+
+# ---- arithmetic --------------------------------------------------------------------------------------
 
 
 def compare(function: str) -> Row:
@@ -84,13 +80,6 @@ def variadic(function: str, neutral: float) -> Row:
         return out
 
     return row
-
-
-def axes_word(axes: list[int], rank: int) -> Plain:
-    return last(axes[0], rank) if len(axes) == 1 else tuple(axes)
-
-
-# ---- arithmetic --------------------------------------------------------------------------------------
 
 
 def div(n: Site) -> Code:
@@ -171,14 +160,6 @@ def gemm(n: Site) -> Code:
     return out
 
 
-def mean_of(n: Site) -> Code:
-    return sum_of(n) / len(n.node.inputs) if len(n.node.inputs) > 1 else n.tensor()
-
-
-def round_(n: Site) -> Code:
-    return call("ops.round", n.tensor())
-
-
 # ---- activations -------------------------------------------------------------------------------------
 
 
@@ -234,29 +215,40 @@ def hardmax(n: Site) -> Code:
 # ---- reductions --------------------------------------------------------------------------------------
 
 
-def reduced(n: Site, function: str, x: Code | None = None) -> Code:
-    """One reduction over the node's axes."""
-    axes = n.ints(1, "the axes of a reduction") if n.has(1) else []
-    x = n.tensor() if x is None else x
-    if not axes and n.integer("noop_with_empty_axes"):
-        return x
-    rank = n.rank()
-    picked = sorted(a % rank for a in axes) if axes else list(range(rank))
-    keep: dict[str, Plain] = {"keepdims": True} if n.integer("keepdims", 1) else {}
-    return call(function, x, axis=axes_word(picked, rank), **keep) if rank else x
+def _same(x: Code) -> Code:
+    return x
 
 
-def reduction(function: str) -> Row:
+def reduction(
+    function: str, before: Callable[[Code], Code] = _same, after: Callable[[Code], Code] = _same
+) -> Row:
+    """`after(function(before(x), axes))` of the Reduce* family."""
+
     def row(n: Site) -> Code:
-        if function == "ops.mean" and n.dtype().is_integer():
+        kind, x = n.dtype(), before(n.tensor())
+        if function == "ops.mean" and kind.is_integer():
             n.refuse("the mean of integers", "cast to float before and back after it")
-        if function in ("ops.max", "ops.min") and 0 in [size for size in n.shape() if isinstance(size, int)]:
+        sizes = n.shape() if n.value(0).shape is not None else []
+        if function in ("ops.max", "ops.min") and 0 in [s for s in sizes if isinstance(s, int)]:
             return of_nothing(n, function)
-        out = reduced(n, function)
-        whole = n.dtype().is_integer() and function in ("ops.sum", "ops.prod")
-        return cast_to(out, n.dtype()) if whole and n.dtype() is not ir.DataType.INT64 else out
+        out = after(_reduced(n, x, function))
+        widens = kind.is_integer() and kind is not ir.DataType.INT64 and function in ("ops.sum", "ops.prod")
+        return cast_to(out, kind) if widens else out
 
     return row
+
+
+def _reduced(n: Site, x: Code, function: str) -> Code:
+    data = n.constant(1) if n.has(1) else None
+    keep, noop = bool(n.integer("keepdims", 1)), bool(n.integer("noop_with_empty_axes"))
+    if n.has(1) and data is None:
+        return n.helper("reduce_run")(name(function), x, run_list(n, 1), keep, noop)
+    rank = n.rank()
+    axes = sorted(int(a) % rank for a in data.ravel()) if data is not None else []
+    if (not axes and noop) or not rank:
+        return x
+    words: dict[str, Plain] = {"keepdims": True} if keep else {}
+    return call(function, x, axis=axes_word(axes or range(rank), rank), **words)
 
 
 def of_nothing(n: Site, function: str) -> Code:
@@ -277,7 +269,9 @@ def arg(function: str) -> Row:
         x, axis = n.tensor(), n.axis(0)
         keep: dict[str, Plain] = {"keepdims": True} if n.integer("keepdims", 1) else {}
         if n.integer("select_last_index"):
-            found = cast_to(call(function, call("ops.flip", x, axis=axis), axis=axis, **keep), ir.DataType.INT64)
+            found = cast_to(
+                call(function, call("ops.flip", x, axis=axis), axis=axis, **keep), ir.DataType.INT64
+            )
             return cast_to(n.dim(0, axis) - 1, ir.DataType.INT64) - found
         return cast_to(call(function, x, axis=last(axis, n.rank()), **keep), ir.DataType.INT64)
 
@@ -285,396 +279,29 @@ def arg(function: str) -> Row:
 
 
 def cumulative(n: Site) -> Code:
-    axis = n.ints(1, "the axis of a cumulative sum")[0] % n.rank()
-    x, exclusive, reverse = n.tensor(), n.integer("exclusive"), n.integer("reverse")
+    data, x = n.constant(1), n.tensor()
+    axis: Plain = run_list(n, 1)[0] if data is None else last(int(data.ravel()[0]) % n.rank(), n.rank())
+    exclusive, reverse = n.integer("exclusive"), n.integer("reverse")
     x = call("ops.flip", x, axis=axis) if reverse else x
-    out = call("ops.cumsum", x, axis=last(axis, n.rank()))
+    out = call("ops.cumsum", x, axis=axis)
     out = out - x if exclusive else out
     return call("ops.flip", out, axis=axis) if reverse else out
 
 
 def top_k(n: Site) -> list[Code | None]:
     counts = n.sizes(1)
-    if not counts:
-        n.refuse("the number of elements that TopK keeps is computed when the model runs")
+    count = n.size(counts[0]) if counts else run_list(n, 1)[0]
     rank, axis, x = n.rank(), n.axis(), n.tensor()
     order = [a for a in range(rank) if a != axis] + [axis]
     turned = axis != rank - 1
     x = permute(x, tuple(order)) if turned else x
     smallest = not n.integer("largest", 1)
     values, found = Var("values"), Var("indices")
-    n.unpack(call("ops.top_k", -x if smallest else x, n.size(counts[0])), (values, found))
+    n.unpack(call("ops.top_k", -x if smallest else x, count), (values, found))
     top: Code = -Name(values) if smallest else Name(values)
     at = cast_to(Name(found), ir.DataType.INT64)
     back = tuple(order.index(a) for a in range(rank))
     return [permute(top, back), permute(at, back)] if turned else [top, at]
-
-
-# ---- movement ----------------------------------------------------------------------------------------
-
-
-def permute(x: Code, perm: tuple[int, ...]) -> Code:
-    return x if perm == tuple(range(len(perm))) else call("ops.transpose", x, perm)
-
-
-def reshape_to(x: Code, shape: tuple[int, ...]) -> Code:
-    return call("ops.reshape", x, shape)
-
-
-def reshape(n: Site) -> Code:
-    sizes = target_sizes(n)
-    if sizes is None:
-        if n.integer("allowzero"):
-            return call("ops.reshape", n.tensor(), n.tensor(1))
-        return n.helper("reshape")(n.tensor(), n.tensor(1))
-    return call("ops.reshape", n.tensor(), tuple(sizes))
-
-
-def flatten(n: Site) -> Code:
-    axis, rank = n.integer("axis", 1), n.rank()
-    axis = axis + rank if axis < 0 else axis
-    x = n.tensor()
-    if axis == 0:
-        return call("ops.reshape", x, (1, -1))
-    if axis == rank:
-        return call("ops.reshape", x, (-1, 1))
-    if axis == 1:
-        return x if rank == 2 else call("ops.reshape", x, (n.dim(0, 0), -1))
-    rest = ex.as_expr(1)
-    for size in n.shape()[axis:]:
-        rest = rest * size
-    return call("ops.reshape", x, (-1, n.size(rest)))
-
-
-def transpose(n: Site) -> Code:
-    return permute(n.tensor(), tuple(n.integers("perm", range(n.rank())[::-1])))
-
-
-def unsqueeze(n: Site) -> Code:
-    axes = n.ints(1, "the axes of an unsqueeze")
-    rank = n.rank() + len(axes)
-    picked = sorted(a % rank for a in axes)
-    return call("ops.expand_dims", n.tensor(), axes_word(picked, rank)) if picked else n.tensor()
-
-
-def squeeze(n: Site) -> Code:
-    if not n.has(1):
-        return call("ops.squeeze", n.tensor())
-    axes = sorted(a % n.rank() for a in n.ints(1, "the axes of a squeeze"))
-    return call("ops.squeeze", n.tensor(), axes_word(axes, n.rank())) if axes else n.tensor()
-
-
-def concat(n: Site) -> Code:
-    parts = [n.tensor(i) for i in range(len(n.node.inputs))]
-    return parts[0] if len(parts) == 1 else call("ops.concatenate", list(parts), axis=last(n.axis(0), n.rank()))
-
-
-def split(n: Site) -> list[Code | None]:
-    axis, count = n.axis(0), len(n.node.outputs)
-    size = n.shape()[axis]
-    at: dict[str, Plain] = {"axis": last(axis, n.rank())}
-    ends: Plain
-    if n.has(1):
-        sizes = n.sizes(1)
-        if sizes is None:
-            n.refuse("the sizes of a split are computed when the model runs")
-        total: list[Plain] = []
-        reached: Scalar = 0
-        for part in sizes[:-1]:
-            reached = reached + part
-            total.append(n.size(reached))
-        same = len(set(map(str, sizes))) == 1
-        ends = count if same else total
-    elif isinstance(size, int):
-        step = -(-size // count)
-        ends = count if step * count == size else [step * i for i in range(1, count)]
-    else:
-        step_ = n.let((n.dim(0, axis) + (count - 1)) // count, "step", tensor=False)
-        ends = [step_ * i for i in range(1, count)]
-    targets = tuple(Var(f"part_{i + 1}") for i in range(count))
-    n.unpack(call("ops.split", n.tensor(), ends, **at), targets)
-    return [Name(target) for target in targets]
-
-
-def slice_(n: Site) -> Code:
-    rank, starts, stops = n.rank(), n.sizes(1), n.sizes(2)
-    if starts is None or stops is None:
-        return _slice_run(n)
-    axes = [a % rank for a in n.ints(3, "the axes of a slice")] if n.has(3) else list(range(len(starts)))
-    steps = n.ints(4, "the steps of a slice") if n.has(4) else [1] * len(starts)
-    x = n.tensor()
-    picked: dict[int, Plain | slice] = {}
-    for start, stop, axis, step in zip(starts, stops, axes, steps, strict=True):
-        if step > 0:
-            item = slice_forward(n, start, stop, step, axis)
-            if item is not None:
-                picked[axis] = item
-        else:
-            x = _slice_back(n, x, start, stop, step, axis)
-    return index(x, picked, rank)
-
-
-def slice_forward(n: Site, start: Scalar, stop: Scalar, step: int, axis: int) -> Plain | slice | None:
-    """One axis of a slice, or None where it takes everything."""
-    from fusile.backends.framework.torch_rows import slice_item
-
-    return slice_item(n, start, stop, step, axis)
-
-
-def _slice_back(n: Site, x: Code, start: Scalar, stop: Scalar, step: int, axis: int) -> Code:
-    """A slice that steps backwards: flip the axis, then slice it forwards."""
-    size = n.shape()[axis]
-    everything = not isinstance(start, ex.Expr) and start in (-1,) and not isinstance(stop, ex.Expr) and stop < -(10**9)
-    flipped = call("ops.flip", x, axis=axis)
-    if everything or (isinstance(size, int) and is_number(start) and start >= size - 1 and is_number(stop) and stop < -size):
-        return flipped if step == -1 else index(flipped, {axis: slice(None, None, -step)}, n.rank())
-    if not isinstance(size, int) or not is_number(start) or not is_number(stop):
-        n.refuse("a slice steps backwards over an axis whose size is not fixed")
-    first, end, _ = slice(int(start), None if stop < -size else int(stop), step).indices(size)
-    return index(flipped, {axis: slice(size - 1 - first, size - 1 - end, None if step == -1 else -step)}, n.rank())
-
-
-def is_number(value: Scalar) -> bool:
-    return not isinstance(value, ex.Expr)
-
-
-def _slice_run(n: Site) -> Code:
-    """A slice whose ends are computed by the model."""
-    rank = n.rank()
-    axes = [a % rank for a in n.ints(3, "the axes of a slice")] if n.has(3) else list(range(n.fixed(1, 0)))
-    steps = n.ints(4, "the steps of a slice") if n.has(4) else [1] * len(axes)
-    if any(step < 1 for step in steps):
-        n.refuse("a slice steps backwards between ends that are computed when the model runs")
-    starts, stops = n.let(n.tensor(1), "starts"), n.let(n.tensor(2), "stops")
-    picked: dict[int, Plain | slice] = {
-        axis: slice(starts[i], stops[i], None if step == 1 else step)
-        for i, (axis, step) in enumerate(zip(axes, steps, strict=True))
-    }
-    return index(n.tensor(), picked, rank)
-
-
-def gather(n: Site) -> Code:
-    axis, rank, indices = n.axis(0), n.rank(), n.host(1)
-    if indices is not None and indices.elements.ndim == 0:
-        return index(n.tensor(), {axis: n.size(indices.flat[0])}, rank)
-    if indices is not None and indices.is_constant and indices.elements.ndim == 1:
-        return call("ops.take", n.tensor(), [int(i) for i in indices.flat], axis=axis)  # type: ignore[arg-type]
-    return call("ops.take", n.tensor(), n.tensor(1), axis=axis)
-
-
-def positive(n: Site, index_of: int, axis: int) -> Code:
-    """Indices with negative ones counted from the end."""
-    data = n.constant(index_of)
-    if data is not None and np.all(data >= 0):
-        return n.tensor(index_of)
-    size = cast_to(n.dim(0, axis), n.dtype(index_of))
-    return call("ops.mod", n.tensor(index_of), size)
-
-
-def gather_elements(n: Site) -> Code:
-    axis = n.axis(0)
-    return call("ops.take_along_axis", n.tensor(), positive(n, 1, axis), axis=axis)
-
-
-def scatter_elements(n: Site) -> Code:
-    how = n.string("reduction", "none")
-    return n.helper("scatter_elements")(n.tensor(0), positive(n, 1, n.axis(0)), n.tensor(2), n.axis(0), how)
-
-
-def gather_nd(n: Site) -> Code:
-    return call("tf.gather_nd", n.tensor(0), n.helper("positive_nd")(n.tensor(1), n.tensor(0), n.integer("batch_dims")), batch_dims=n.integer("batch_dims") or None)
-
-
-def scatter_nd(n: Site) -> Code:
-    words = {"none": "update", "add": "add", "max": "max", "min": "min"}
-    how = n.string("reduction", "none")
-    at = n.helper("positive_nd")(n.tensor(1), n.tensor(0), 0)
-    if how == "mul":
-        return n.helper("scatter_product")(n.tensor(0), at, n.tensor(2))
-    return call(f"tf.tensor_scatter_nd_{words[how]}", n.tensor(0), at, n.tensor(2))
-
-
-def expand(n: Site) -> Code:
-    sizes, x, shape = n.sizes(1), n.tensor(), n.shape()
-    if sizes is None:
-        return n.helper("expand")(x, n.tensor(1))
-    own: list[Scalar] = [1] * (len(sizes) - len(shape)) + list(shape)
-    wanted: list[Scalar] = [1] * (len(shape) - len(sizes)) + list(sizes)
-    out: list[Scalar] = []
-    for have, want in zip(own, wanted, strict=True):
-        if same_size(have, want) or same_size(want, 1):
-            out.append(have)
-        elif same_size(have, 1):
-            out.append(want)
-        else:
-            return n.helper("expand")(x, tuple(n.size(s) for s in sizes))
-    if len(out) == len(shape) and all(same_size(a, b) for a, b in zip(out, shape, strict=True)):
-        return x
-    return call("ops.broadcast_to", x, tuple(n.size(size) for size in out))
-
-
-def tile(n: Site) -> Code:
-    sizes = n.sizes(1)
-    return call("ops.tile", n.tensor(), n.tensor(1) if sizes is None else tuple(n.size(s) for s in sizes))
-
-
-def pad(n: Site) -> Code:
-    sizes, rank, mode = n.sizes(1), n.rank(), n.string("mode", "constant")
-    if sizes is None or (n.has(3) and n.constant(3) is None):
-        n.refuse("the padding is computed when the model runs", "make the pads constants of the model")
-    axes = [a % rank for a in n.ints(3, "axes")] if n.has(3) else list(range(rank))
-    before = dict(zip(axes, sizes[: len(axes)], strict=True))
-    after = dict(zip(axes, sizes[len(axes) :], strict=True))
-    x = n.tensor()
-    numbers = [s for s in (*before.values(), *after.values()) if is_number(s)]
-    if any(s < 0 for s in numbers):  # type: ignore[operator]
-        x = index(x, {a: slice(_crop(before[a]), _crop_end(after[a])) for a in axes if _crops(before[a], after[a])}, rank)
-        before = {a: 0 if is_number(s) and s < 0 else s for a, s in before.items()}  # type: ignore[operator]
-        after = {a: 0 if is_number(s) and s < 0 else s for a, s in after.items()}  # type: ignore[operator]
-    if all(is_zero(s) for s in (*before.values(), *after.values())):
-        return x
-    widths = tuple((n.size(before.get(a, 0)), n.size(after.get(a, 0))) for a in range(rank))
-    if mode == "constant":
-        value = None
-        if n.has(2) and n.scalar(2) != 0:
-            array = n.host(2)
-            value = n.number(array) if array is not None else n.tensor(2)
-        return call("ops.pad", x, widths, constant_values=value)
-    if mode == "reflect":
-        return call("ops.pad", x, widths, mode="reflect")
-    return n.helper("pad_copied")(x, widths, mode)
-
-
-def _crops(before: Scalar, after: Scalar) -> bool:
-    return any(is_number(s) and s < 0 for s in (before, after))  # type: ignore[operator]
-
-
-def _crop(size: Scalar) -> Plain:
-    return -int(size) if is_number(size) and size < 0 else None  # type: ignore[operator, arg-type]
-
-
-def _crop_end(size: Scalar) -> Plain:
-    return int(size) if is_number(size) and size < 0 else None  # type: ignore[operator, arg-type]
-
-
-def trilu(n: Site) -> Code:
-    shift: Scalar = 0
-    if n.has(1):
-        sizes = n.sizes(1)
-        if not sizes:
-            n.refuse("the diagonal of a triangle is computed when the model runs")
-        shift = sizes[0]
-    rows, columns = n.shape()[-2:]
-    if is_number(shift) and isinstance(rows, int) and isinstance(columns, int):
-        shift = max(-rows, min(columns, int(shift)))  # type: ignore[arg-type]
-        least = 1 if n.integer("upper", 1) else 0
-        shift = min(max(shift, least - rows), columns - 1 + least)
-    function = "ops.triu" if n.integer("upper", 1) else "ops.tril"
-    return call(function, n.tensor(), k=None if is_zero(shift) else n.size(shift))
-
-
-def depth_to_space(n: Site) -> Code:
-    """Channels lie last: [N, H, W, b, b, C] or [N, H, W, C, b, b] becomes [N, H, b, W, b, C]."""
-    block, x = n.integer("blocksize"), n.tensor()
-    height, width, channels = n.dim(0, 1), n.dim(0, 2), n.fixed(0, 3) // block**2
-    if n.string("mode", "DCR") == "CRD":
-        x = call("ops.reshape", x, (-1, height, width, channels, block, block))
-        x = call("ops.transpose", x, (0, 1, 4, 2, 5, 3))
-    else:
-        x = call("ops.reshape", x, (-1, height, width, block, block, channels))
-        x = call("ops.transpose", x, (0, 1, 3, 2, 4, 5))
-    return call("ops.reshape", x, (-1, height * block, width * block, channels))
-
-
-def space_to_depth(n: Site) -> Code:
-    block, x = n.integer("blocksize"), n.tensor()
-    height, width, channels = n.dim(0, 1), n.dim(0, 2), n.fixed(0, 3)
-    crd = n.string("mode", "DCR") == "CRD"
-    x = call("ops.reshape", x, (-1, height // block, block, width // block, block, channels))
-    x = call("ops.transpose", x, (0, 1, 3, 5, 2, 4) if crd else (0, 1, 3, 2, 4, 5))
-    return call("ops.reshape", x, (-1, height // block, width // block, channels * block**2))
-
-
-# ---- making tensors ----------------------------------------------------------------------------------
-
-
-def constant(printer: Printer, array: HostArray) -> Code:
-    """A tensor of numbers that stand in the source."""
-    kind = array.dtype
-    elements = [_element(printer, e, kind) for e in array.flat]
-    shape = array.elements.shape
-    if not elements:
-        return call("ops.zeros", tuple(shape), dtype=dtype(kind))
-    if not array.is_constant:
-        return call("ops.cast", call("ops.convert_to_tensor", nested(elements, shape)), dtype(kind))
-    if len(elements) > 4 and len({element.text({}) for element in elements}) == 1:
-        return call("ops.full", tuple(shape), elements[0], dtype=dtype(kind))
-    return call("ops.convert_to_tensor", nested(elements, shape), dtype=dtype(kind))
-
-
-def _element(printer: Printer, element: Scalar, kind: ir.DataType) -> Code:
-    if isinstance(element, float) and kind is not ir.DataType.DOUBLE:
-        return code(short_float(element))
-    return printer.size(element)
-
-
-def constant_of_shape(n: Site) -> Code:
-    held = n.node.attributes.get("value")
-    tensor = held.as_tensor() if held is not None else None
-    kind = tensor.dtype if tensor is not None else ir.DataType.FLOAT
-    fill = tensor.numpy().ravel()[0].item() if tensor is not None else 0.0
-    sizes = n.sizes(0)
-    shape: Plain = n.tensor(0) if sizes is None else tuple(n.size(s) for s in sizes)
-    if fill == 0 and kind is not ir.DataType.BOOL:
-        return call("ops.zeros", shape, dtype=dtype(kind))
-    return call("ops.full", shape, short_float(fill) if isinstance(fill, float) else fill, dtype=dtype(kind))
-
-
-def range_(n: Site) -> Code:
-    ends: list[Plain] = []
-    for i in range(3):
-        array = n.host(i)
-        ends.append(n.number(array) if array is not None else n.tensor(i))
-    if n.scalar(2) == 1:
-        ends = ends[1:2] if n.scalar(0) == 0 else ends[:2]
-    return call("ops.arange", *ends, dtype=dtype(n.result_dtype()))
-
-
-def shape(n: Site) -> Code:
-    start, end = n.integer("start"), n.node.attributes.get("end")
-    sizes = call("tf.shape", n.tensor(), out_type=name("tf.int64"))
-    if start or end is not None:
-        sizes = sizes[slice(start or None, end.as_int() if end is not None else None)]
-    return sizes
-
-
-def size(n: Site) -> Code:
-    return cast_to(call("ops.size", n.tensor()), ir.DataType.INT64)
-
-
-def eye_like(n: Site) -> Code:
-    kind = ir.DataType(n.integer("dtype", int(n.dtype())))
-    return call("ops.eye", n.dim(0, 0), n.dim(0, 1), k=n.integer("k") or None, dtype=dtype(kind))
-
-
-def one_hot(n: Site) -> Code:
-    depth, values = n.sizes(1), n.constant(2)
-    if depth is None or values is None:
-        n.refuse("the depth or the values of a one-hot encoding are computed when the model runs")
-    count = n.size(int(depth[0]) if isinstance(depth[0], float) else depth[0])
-    off, on = (v.item() for v in values.ravel())
-    axis, kind = n.integer("axis", -1), dtype(n.result_dtype())
-    picked = cast_to(n.tensor(), ir.DataType.INT64)
-    at = n.let(call("ops.where", picked.binary("<", 0), picked + count, picked), "indices")
-    hot = call("ops.one_hot", at, count, axis=axis, dtype=kind)
-    if (off, on) == (0, 1):
-        return hot
-    ends = [call("ops.convert_to_tensor", value, dtype=kind) for value in (on, off)]
-    return call("ops.where", hot.binary("==", 1), *ends)
-
-
-def non_zero(n: Site) -> Code:
-    return call("ops.cast", call("ops.stack", call("ops.nonzero", n.tensor())), "int64")
 
 
 def is_inf(n: Site) -> Code:
@@ -724,10 +351,9 @@ ROWS: Mapping[str, Row] = {
     "Det": unary("ops.det"),
     **{
         op: unary(f"ops.{op.lower()}")
-        for op in "Abs Ceil Cos Cosh Erf Exp Floor Log Sigmoid Sign Sin Sinh Sqrt Tan Tanh".split()
+        for op in "Abs Ceil Cos Cosh Erf Exp Floor Log Round Sigmoid Sign Sin Sinh Sqrt Tan Tanh".split()
     },
     **{op: unary(f"ops.arc{op[1:].lower()}") for op in "Acos Acosh Asin Asinh Atan Atanh".split()},
-    "Round": round_,
     "IsNaN": unary("ops.isnan"),
     "IsInf": is_inf,
     # comparison and logic
@@ -772,46 +398,17 @@ ROWS: Mapping[str, Row] = {
     "ReduceMax": reduction("ops.max"),
     "ReduceMin": reduction("ops.min"),
     "ReduceProd": reduction("ops.prod"),
-    "ReduceL1": lambda n: reduced(n, "ops.sum", call("ops.abs", n.tensor())),
-    "ReduceL2": lambda n: call("ops.sqrt", reduced(n, "ops.sum", call("ops.square", n.tensor()))),
-    "ReduceSumSquare": lambda n: reduced(n, "ops.sum", call("ops.square", n.tensor())),
-    "ReduceLogSum": lambda n: call("ops.log", reduced(n, "ops.sum")),
-    "ReduceLogSumExp": lambda n: reduced(n, "ops.logsumexp"),
+    "ReduceL1": reduction("ops.sum", name("ops.abs")),
+    "ReduceL2": reduction("ops.sum", name("ops.square"), name("ops.sqrt")),
+    "ReduceSumSquare": reduction("ops.sum", name("ops.square")),
+    "ReduceLogSum": reduction("ops.sum", after=name("ops.log")),
+    "ReduceLogSumExp": reduction("ops.logsumexp"),
     "ArgMax": arg("ops.argmax"),
     "ArgMin": arg("ops.argmin"),
     "CumSum": cumulative,
     "TopK": top_k,
-    # movement
-    "Identity": lambda n: n.tensor(),
     "Cast": cast,
     "CastLike": lambda n: cast_to(n.tensor(), n.dtype(1)),
-    "Reshape": reshape,
-    "Flatten": flatten,
-    "Transpose": transpose,
-    "Unsqueeze": unsqueeze,
-    "Squeeze": squeeze,
-    "Concat": concat,
-    "Split": split,
-    "Slice": slice_,
-    "Gather": gather,
-    "GatherElements": gather_elements,
-    "GatherND": gather_nd,
-    "ScatterElements": scatter_elements,
-    "ScatterND": scatter_nd,
-    "Expand": expand,
-    "Tile": tile,
-    "Pad": pad,
-    "Trilu": trilu,
-    "DepthToSpace": depth_to_space,
-    "SpaceToDepth": space_to_depth,
-    # making tensors
-    "Shape": shape,
-    "Size": size,
-    "ConstantOfShape": constant_of_shape,
-    "Range": range_,
-    "EyeLike": eye_like,
-    "OneHot": one_hot,
-    "NonZero": non_zero,
     # normalisation without weights
     "LpNormalization": lp_norm,
     "MeanVarianceNormalization": mean_variance,

@@ -47,7 +47,7 @@ class Var:
 
 Names: TypeAlias = Mapping[Var, str]
 Plain: TypeAlias = Union["Code", int, float, bool, str, None, Sequence["Plain"]]
-Targets: TypeAlias = Union[Var, None, tuple["Targets", ...]]
+Targets: TypeAlias = Var | None | tuple["Targets", ...]
 
 
 class Code:

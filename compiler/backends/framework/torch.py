@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fusile.backends.framework import emit as em
-from fusile.backends.framework import torch_layers, torch_rows
+from fusile.backends.framework import torch_layers, torch_moves, torch_rows
 from fusile.backends.framework.common import Framework, Printer
 from fusile.backends.framework.emit import EmitReport
 from fusile.backends.framework.source import Name, signature
@@ -17,18 +17,18 @@ from fusile.options import Options
 
 FRAMEWORK = Framework(
     name="torch",
-    rows={**torch_rows.ROWS, **torch_layers.LAYERS},
+    rows={**torch_rows.ROWS, **torch_moves.MOVES, **torch_layers.LAYERS},
     size=lambda x, axis: x.attribute("shape")[axis],
     sizes=lambda x: x.attribute("shape"),
-    constant=torch_rows.constant,
+    constant=torch_moves.constant,
     parameter=torch_layers.parameter,
-    permute=torch_rows.permute,
+    permute=torch_moves.permute,
     reshape=lambda x, shape: x.method("reshape", *shape),
     cast=torch_rows.cast_to,
     reserved=frozenset(
         "F Model Path Stored Tensor attrgetter list load load_file load_weights max min nn range safe_open save_file"
-        " save_weights self slice torch abs gather_nd scatter_nd reshape resize_axis average_pool pad_same lstm"
-        " gru rnn lstm_step gru_step rnn_step scan Callable math split_even bool dict float int str tuple print".split()
+        " save_weights self slice torch abs gather_nd scatter_nd reshape reduce_run unsqueeze slice_run pad_run resize_run resize_axis average_pool pad_same lstm"
+        " gru rnn lstm_step gru_step rnn_step scan Callable math bool dict float int str tuple print".split()
     ),
     attributes=frozenset(
         "T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double"
@@ -38,7 +38,7 @@ FRAMEWORK = Framework(
         " share_memory state_dict to to_empty train training type xpu zero_grad".split()
     ),
 )
-_NEEDS = {"lstm": ("scan",), "gru": ("scan",), "rnn": ("scan",)}
+_NEEDS = {"resize_run": ("resize_axis",), "lstm": ("scan",), "gru": ("scan",), "rnn": ("scan",)}
 
 
 def emit(model: ir.Model, folder: Path, options: Options | None = None) -> EmitReport:

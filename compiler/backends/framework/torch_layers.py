@@ -7,11 +7,21 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from fusile.backends.framework import torch_rows as tr
+from fusile.backends.framework import torch_moves
 from fusile.backends.framework.common import Layer, Place, Printer, Row, Site
 from fusile.backends.framework.source import Code, Name, Plain, Var, call, code, short_float
-from fusile.backends.framework.torch_rows import dtype, plain
-from fusile.backends.framework.windows import Window, is_zero_state, window
+from fusile.backends.framework.torch_moves import permute, run_list
+from fusile.backends.framework.torch_rows import dtype
+from fusile.backends.framework.windows import (
+    ResizePlan,
+    Window,
+    axis_options,
+    is_zero_state,
+    resize_plan,
+    resize_settings,
+    window,
+)
+from fusile.backends.framework.words import plain, without_defaults
 from fusile.graph.tensors import Weight
 
 
@@ -20,18 +30,15 @@ def typed(kind: ir.DataType) -> dict[str, Plain]:
     return {} if kind is ir.DataType.FLOAT else {"dtype": dtype(kind)}
 
 
-def parameter(printer: Printer, attribute: str, weight: Weight, shape: tuple[int, ...], kind: ir.DataType) -> Layer:
+def parameter(
+    printer: Printer, attribute: str, weight: Weight, shape: tuple[int, ...], kind: ir.DataType
+) -> Layer:
     """A tensor of the module outside layers: a parameter, a buffer, or a constant beside them."""
     zeros = call("torch.zeros", *(shape or ((),)), **typed(kind))
     if weight.role == "param":
         return Layer(attribute, call("nn.Parameter", zeros))
     extra: dict[str, Plain] = {} if weight.role == "buffer" else {"persistent": False}
     return Layer(attribute, call("self.register_buffer", attribute, zeros, **extra), assign=False)
-
-
-def without_defaults(given: Mapping[str, Plain], defaults: Mapping[str, Plain]) -> dict[str, Plain]:
-    """Keyword arguments that differ from the framework's defaults."""
-    return {word: value for word, value in given.items() if value != defaults.get(word)}
 
 
 # ---- convolution -------------------------------------------------------------------------------------
@@ -160,14 +167,14 @@ def linear(n: Site) -> Code:
     layer = n.layer(n.stem(), made, _weight_bias(n, () if transposed else (1, 0)))
     if layer:
         return layer(n.tensor())
-    turned = n.tensor(1) if transposed else tr.permute(n.tensor(1), (1, 0))
+    turned = n.tensor(1) if transposed else permute(n.tensor(1), (1, 0))
     return call("F.linear", n.tensor(), turned, *_bias(n))
 
 
 def gather(n: Site) -> Code:
     """An embedding where a trained matrix is looked up by computed indices, else indexing."""
     if n.roles(0) != ["param"] or n.rank(0) != 2 or n.axis(0) != 0 or n.host(1) is not None:
-        return tr.gather(n)
+        return torch_moves.gather(n)
     made = call("nn.Embedding", n.fixed(0, 0), n.fixed(0, 1), **typed(n.dtype(0)))
     layer = n.layer(n.stem(0), made, {"weight": Place(n.value(0))})
     return layer(n.tensor(1)) if layer else call("F.embedding", n.tensor(1), n.tensor(0))
@@ -241,7 +248,9 @@ def _layer_norm_parts(n: Site, count: int, epsilon: float) -> list[Code | None]:
     x, axes = n.tensor(), tuple(range(n.rank() - count, n.rank()))
     mean = n.let(x.method("mean", axes, keepdim=True), "mean")
     centred = n.let(x - mean, "centred")
-    inverse = n.let((centred.method("square").method("mean", axes, keepdim=True) + epsilon).method("rsqrt"), "inverse")
+    inverse = n.let(
+        (centred.method("square").method("mean", axes, keepdim=True) + epsilon).method("rsqrt"), "inverse"
+    )
     out = centred * inverse * n.tensor(1)
     return [out + n.tensor(2) if n.has(2) else out, mean, inverse]
 
@@ -325,7 +334,7 @@ def recurrent(n: Site) -> list[Code | None]:
     if n.node.domain != "fusile":
         out = out.method("unflatten", -1, (2, hidden)) if both else out.method("unsqueeze", 2)
         out = out if first else out.method("transpose", 1, 2)
-    ends = [tr.permute(Name(v), (1, 0, 2)) if first else Name(v) for v in (h, c)]
+    ends = [permute(Name(v), (1, 0, 2)) if first else Name(v) for v in (h, c)]
     return [out, ends[0], ends[1] if kind == "LSTM" else None][: len(n.node.outputs)]
 
 
@@ -380,7 +389,7 @@ def _state(n: Site, kind: str, first: bool) -> Code | None:
     states = []
     for i in (5, 6) if kind == "LSTM" else (5,):
         state = n.tensor(i) if n.has(i) else call("torch.zeros_like", n.tensor(indices[0]))
-        states.append(tr.permute(state, (1, 0, 2)) if first else state)
+        states.append(permute(state, (1, 0, 2)) if first else state)
     return code(tuple(states)) if kind == "LSTM" else states[0]
 
 
@@ -393,12 +402,12 @@ def recurrent_helper(n: Site) -> list[Code | None]:
     per = len(acts) // directions
     nested = tuple(tuple(acts[d * per : (d + 1) * per]) for d in range(directions))
     held = n.node.attributes.get("clip")
-    x = tr.permute(n.tensor(), (1, 0, 2)) if n.integer("layout") else n.tensor()
+    x = permute(n.tensor(), (1, 0, 2)) if n.integer("layout") else n.tensor()
     given: dict[str, Plain] = {"bias": n.tensor(3)} if n.has(3) else {}
     given |= {"lengths": n.tensor(4)} if n.has(4) else {}
     for index, word in ((5, "hidden"), (6, "cell")):
         if n.has(index) and (index == 5 or kind == "LSTM") and not is_zero_state(n.printer, n.value(index)):
-            given[word] = tr.permute(n.tensor(index), (1, 0, 2)) if n.integer("layout") else n.tensor(index)
+            given[word] = permute(n.tensor(index), (1, 0, 2)) if n.integer("layout") else n.tensor(index)
     if kind == "LSTM":
         given |= {"peepholes": n.tensor(7)} if n.has(7) else {}
         given |= {"coupled": True} if n.integer("input_forget") else {}
@@ -413,7 +422,7 @@ def recurrent_helper(n: Site) -> list[Code | None]:
         y = y.method("transpose", 1, 2).method("flatten", 2)
     elif n.integer("layout"):
         y = y.method("permute", 2, 0, 1, 3)
-    ends = [tr.permute(Name(t), (1, 0, 2)) if n.integer("layout") else Name(t) for t in targets[1:]]
+    ends = [permute(Name(t), (1, 0, 2)) if n.integer("layout") else Name(t) for t in targets[1:]]
     return [y, *ends][: len(n.node.outputs)]
 
 
@@ -425,7 +434,9 @@ def max_pool(n: Site) -> Code | list[Code | None]:
     tight = all(2 * p <= k for p, k in zip(w.before, w.kernel, strict=True)) and w.before == w.after
     x, padding = padded(n, n.tensor(), w, float("-inf")) if not tight or w.same else (n.tensor(), w.before)
     if padding == w.before and not tight:
-        pads = [p for low, high in zip(reversed(w.before), reversed(w.after), strict=True) for p in (low, high)]
+        pads = [
+            p for low, high in zip(reversed(w.before), reversed(w.after), strict=True) for p in (low, high)
+        ]
         x, padding = call("F.pad", n.tensor(), tuple(pads), value=float("-inf")), [0] * w.dims
     settings = without_defaults(
         {
@@ -521,48 +532,61 @@ def global_lp_pool(n: Site) -> Code:
 
 
 def resize(n: Site) -> Code:
-    from fusile.backends.framework.windows import resize_plan
-
     plan = resize_plan(n)
+    if plan is None:
+        return _resize_run(n)
     x = n.tensor()
     if not plan.axes:
         return x
     spatial = list(range(2, n.rank()))
-    direct = plan.axes == spatial and 1 <= len(spatial) <= 3 and plan.simple
-    mode = {
-        ("nearest", "floor", "asymmetric"): "nearest",
-        ("nearest", "round_prefer_ceil", "half_pixel"): "nearest-exact",
-        ("linear", "", "half_pixel"): ("linear", "bilinear", "trilinear")[len(spatial) - 1] if direct else "",
-        ("linear", "", "align_corners"): ("linear", "bilinear", "trilinear")[len(spatial) - 1] if direct else "",
-        ("cubic", "", "half_pixel"): "bicubic" if len(spatial) == 2 else "",
-        ("cubic", "", "align_corners"): "bicubic" if len(spatial) == 2 else "",
-    }.get(plan.kind(), "")
-    if not direct or not mode:
-        return resize_by_axis(n, plan)
-    settings: dict[str, Plain] = {"mode": mode}
+    word = _interpolation(plan, len(spatial)) if plan.axes == spatial and plan.simple else ""
+    if not word:
+        return _resize_axes(n, plan)
+    settings: dict[str, Plain] = {"mode": word}
     settings |= {"align_corners": True} if plan.coordinates == "align_corners" else {}
     if plan.scales is not None:
-        settings = {"scale_factor": plain_floats(plan.scales), **settings}
-        return call("F.interpolate", x, **settings)
+        return call("F.interpolate", x, scale_factor=_plain_floats(plan.scales), **settings)
     assert plan.sizes is not None
     return call("F.interpolate", x, tuple(n.size(s) for s in plan.sizes), **settings)
 
 
-def plain_floats(values: Sequence[float]) -> Plain:
+def _interpolation(plan: ResizePlan, dims: int) -> str:
+    """What `F.interpolate` calls a mode, or nothing where it has no word for it."""
+    linear = {1: "linear", 2: "bilinear", 3: "trilinear"}.get(dims, "")
+    cubic = "bicubic" if dims == 2 else ""
+    words = {
+        ("nearest", "floor", "asymmetric"): "nearest" if linear else "",
+        ("nearest", "round_prefer_ceil", "half_pixel"): "nearest-exact" if linear else "",
+        ("linear", "", "half_pixel"): linear,
+        ("linear", "", "align_corners"): linear,
+        ("cubic", "", "half_pixel"): cubic,
+        ("cubic", "", "align_corners"): cubic,
+    }
+    return words.get(plan.kind(), "")
+
+
+def _plain_floats(values: Sequence[float]) -> Plain:
     short = [int(v) if v == int(v) else v for v in values]
     return short[0] if len(set(short)) == 1 else tuple(short)
 
 
-def resize_by_axis(n: Site, plan: object) -> Code:
+def _resize_axes(n: Site, plan: ResizePlan) -> Code:
     """Any mode and coordinates: one small matrix per axis."""
-    from fusile.backends.framework.windows import ResizePlan, axis_options
-
-    assert isinstance(plan, ResizePlan)
     x = n.tensor()
     for position, axis in enumerate(plan.axes):
         size, options = axis_options(n, plan, position)
         x = n.let(n.helper("resize_axis")(x, axis, size, **options))
     return x
+
+
+def _resize_run(n: Site) -> Code:
+    """Scales or sizes that are computed when the module runs."""
+    rank = n.rank()
+    axes: list[Plain] = [a % rank for a in n.integers("axes", range(rank))]
+    given = [run_list(n, i) if n.has(i) else code([]) for i in (2, 3)]
+    policy, settings = n.string("keep_aspect_ratio_policy", "stretch"), resize_settings(n)
+    roi = run_list(n, 1) if settings.get("coordinates") == "tf_crop_and_resize" else code([])
+    return n.helper("resize_run")(n.tensor(), axes, *given, policy, roi, **settings)
 
 
 LAYERS: Mapping[str, Row] = {

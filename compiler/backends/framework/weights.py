@@ -169,7 +169,9 @@ def _record(name: str, text: str) -> Weight:
             found.get("storage"),
         )
     except (ValueError, AttributeError, TypeError, RecursionError):
-        raise UsageError(f"The record of the tensor {show_name(name)} in the weights file is broken") from None
+        raise UsageError(
+            f"The record of the tensor {show_name(name)} in the weights file is broken"
+        ) from None
 
 
 def problems(records: Mapping[str, Weight], found: Iterable[str], expected: Iterable[str]) -> list[str]:
@@ -187,7 +189,9 @@ def problems(records: Mapping[str, Weight], found: Iterable[str], expected: Iter
             )
             explained.add(folded)
         elif bare != name and bare in have:
-            out.append(f"{show_name(bare)}: this module has the normalisation after it folded in, the file has not")
+            out.append(
+                f"{show_name(bare)}: this module has the normalisation after it folded in, the file has not"
+            )
             explained.add(bare)
         else:
             out.append(f"{show_name(name)} is missing")
@@ -214,7 +218,9 @@ def load_into(module: Any, path: str | os.PathLike[str]) -> None:
     if not wrong:
         for name in sorted(set(header) & set(state)):
             if list(header[name]["shape"]) != list(state[name].shape):
-                wrong.append(f"{show_name(name)} has the shape {header[name]['shape']}, not {list(state[name].shape)}")
+                wrong.append(
+                    f"{show_name(name)} has the shape {header[name]['shape']}, not {list(state[name].shape)}"
+                )
     if wrong:
         raise UsageError(
             f"The weights file {show_name(str(path))} does not fit the module",
@@ -250,7 +256,9 @@ def apply(model: ir.Model, path: str | os.PathLike[str]) -> None:
             )
         if held.dtype in _PACKED:
             raise InvalidModelError(f"The packed weight {show_name(own)} cannot be replaced")
-        data = np.fromfile(path, dtype=held.dtype.numpy(), count=held.size, offset=start + begin).reshape(shape)
+        data = np.fromfile(path, dtype=held.dtype.numpy(), count=held.size, offset=start + begin).reshape(
+            shape
+        )
         if weight.perm is not None:
             data = np.ascontiguousarray(back(data, weight.perm, held.shape.numpy()))
         value.const_value = ir.tensor(data.reshape(held.shape.numpy()), dtype=held.dtype, name=own)

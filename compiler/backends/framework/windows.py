@@ -11,6 +11,7 @@ import onnx_ir as ir
 from fusile.backends.framework.common import Printer, Site
 from fusile.backends.framework.host import Scalar
 from fusile.backends.framework.source import Plain, call, short_float
+from fusile.backends.framework.words import without_defaults
 from fusile.ir import expr as ex
 
 
@@ -46,7 +47,9 @@ def window(n: Site) -> Window:
     return Window(kernel, strides, dilations, pads[:dims], pads[dims:])
 
 
-def _same_pads(n: Site, kernel: list[int], strides: list[int], dilations: list[int], auto: str) -> list[int] | None:
+def _same_pads(
+    n: Site, kernel: list[int], strides: list[int], dilations: list[int], auto: str
+) -> list[int] | None:
     if n.node.op_type == "ConvTranspose":
         return None
     sizes, totals = n.onnx_shape(), []
@@ -92,12 +95,25 @@ class ResizePlan:
     def simple(self) -> bool:
         """Whether no rarely used setting is on."""
         usual = self.mode != "cubic" or abs(self.cubic + 0.75) < 1e-6
-        whole = self.scales is None or self.coordinates != "align_corners" or all(s == int(s) for s in self.scales)
-        return usual and whole and self.common is None and not self.antialias and not self.exclude_outside and self.coordinates != "tf_crop_and_resize"
+        whole = (
+            self.scales is None
+            or self.coordinates != "align_corners"
+            or all(s == int(s) for s in self.scales)
+        )
+        return (
+            usual
+            and whole
+            and self.common is None
+            and not self.antialias
+            and not self.exclude_outside
+            and self.coordinates != "tf_crop_and_resize"
+        )
 
     def kind(self) -> tuple[str, str, str]:
         """Mode, rounding and coordinates, with equal meanings brought together."""
-        coordinates = "half_pixel" if self.coordinates == "pytorch_half_pixel" and not self.to_one else self.coordinates
+        coordinates = (
+            "half_pixel" if self.coordinates == "pytorch_half_pixel" and not self.to_one else self.coordinates
+        )
         if self.mode != "nearest":
             return self.mode, "", coordinates
         whole = self.scales is not None and all(s >= 1 and s == int(s) for s in self.scales)
@@ -106,14 +122,15 @@ class ResizePlan:
         return self.mode, self.nearest, coordinates
 
 
-def resize_plan(n: Site) -> ResizePlan:
-    """What a Resize node does, with axes that keep their size left out."""
+def resize_plan(n: Site) -> ResizePlan | None:
+    """What a Resize node does, with axes that keep their size left out; None where that is computed when run."""
     rank = n.rank()
     axes = [a % rank for a in n.integers("axes", range(rank))]
     scales = _floats(n, 2)
     sizes = n.sizes(3) if n.has(3) else None
-    if not scales and sizes is None:
-        n.refuse("the scales or sizes of a resize are computed when the model runs")
+    crops = n.string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
+    if (not scales and sizes is None) or (crops and n.constant(1) is None):
+        return None
     shape = n.onnx_shape()
     common = None
     if sizes is not None and not scales:
@@ -122,7 +139,11 @@ def resize_plan(n: Site) -> ResizePlan:
         kept = [i for i, s in enumerate(scales) if s != 1.0]
     else:
         assert sizes is not None
-        kept = [i for i, s in enumerate(sizes) if not (s is shape[axes[i]] or (not _open(s) and s == shape[axes[i]]))]
+        kept = [
+            i
+            for i, s in enumerate(sizes)
+            if not (s is shape[axes[i]] or (not _open(s) and s == shape[axes[i]]))
+        ]
     crop = n.string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
     kept = list(range(len(axes))) if crop else kept
     roi = _floats(n, 1) if crop else []
@@ -159,29 +180,40 @@ def _open(size: Scalar) -> bool:
 
 
 def _floats(n: Site, index: int) -> list[float]:
-    data = n.constant(index) if n.has(index) else np.zeros(0)
-    if data is None:
-        n.refuse("the scales of a resize are computed when the model runs", "make them constants of the model")
-    return [short_float(float(v)) for v in data.ravel()]
+    data = n.constant(index) if n.has(index) else None
+    return [] if data is None else [short_float(float(v)) for v in data.ravel()]
+
+
+def resize_settings(n: Site) -> dict[str, Plain]:
+    """The options of the helper `resize_axis` that are not its defaults, the same for all axes."""
+    mode = n.string("mode", "nearest")
+    options: dict[str, Plain] = {"mode": mode}
+    given: dict[str, Plain] = {
+        "coordinates": n.string("coordinate_transformation_mode", "half_pixel"),
+        "nearest": n.string("nearest_mode", "round_prefer_floor")
+        if mode == "nearest"
+        else "round_prefer_floor",
+        "cubic": n.real("cubic_coeff_a", -0.75) if mode == "cubic" else -0.75,
+        "antialias": bool(n.integer("antialias")),
+        "exclude_outside": bool(n.integer("exclude_outside")),
+        "outside": n.real("extrapolation_value"),
+    }
+    usual: dict[str, Plain] = {
+        "coordinates": "half_pixel",
+        "nearest": "round_prefer_floor",
+        "cubic": -0.75,
+        "antialias": False,
+        "exclude_outside": False,
+        "outside": 0.0,
+    }
+    return options | without_defaults(given, usual)
 
 
 def axis_options(n: Site, plan: ResizePlan, position: int) -> tuple[Plain, dict[str, Plain]]:
     """The size of one resized axis and the options of the helper `resize_axis` that are not its defaults."""
-    axis = plan.axes[position]
-    options: dict[str, Plain] = {"mode": plan.mode}
-    if plan.coordinates != "half_pixel":
-        options["coordinates"] = plan.coordinates
-    if plan.mode == "nearest" and plan.nearest != "round_prefer_floor":
-        options["nearest"] = plan.nearest
-    if plan.mode == "cubic" and plan.cubic != -0.75:
-        options["cubic"] = plan.cubic
-    if plan.antialias:
-        options["antialias"] = True
-    if plan.exclude_outside:
-        options["exclude_outside"] = True
+    axis, options = plan.axes[position], resize_settings(n)
     if plan.roi:
         options["roi"] = tuple(plan.roi[2 * position : 2 * position + 2])
-        options["outside"] = plan.outside
     if plan.scales is None:
         assert plan.sizes is not None
         options |= {} if plan.common is None else {"scale": plan.common}

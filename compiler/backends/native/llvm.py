@@ -590,7 +590,7 @@ class FunctionPrinter:
             if mask is not None and mask.lanes:
                 mask = self._any(mask)
             if mask is not None:
-                where = self.value(address, Instance(i.places))
+                where = self.value(address, i)
                 where = self._pick(mask, where, Value("0", I64))
                 pointer = self.emit(f"getelementptr inbounds {t}, ptr {self._base(b, i)}, i64 {where.text}")
             else:
@@ -608,7 +608,7 @@ class FunctionPrinter:
     def _gather(self, b: Buffer, address: Expr, stride: int | None, mask: Value | None, i: Instance) -> Value:
         if stride == 1 and self.vector is not None:
             address = address + self.vector
-        where = self._same_lanes(self.value(address, Instance(i.places)), Value("0", I64, self.lanes))[0]
+        where = self._same_lanes(self.value(address, i), Value("0", I64, self.lanes))[0]
         t, vt = scalars.memory_type(b.dtype), self.sized(scalars.memory_type(b.dtype), self.lanes)
         pointers = self.emit(f"getelementptr {t}, ptr {self._base(b, i)}, <{self.lanes} x i64> {where.text}")
         full = self._full(mask)
@@ -626,6 +626,12 @@ class FunctionPrinter:
     def _any(self, mask: Value) -> Value:
         word = self.emit(f"bitcast <{mask.lanes} x i1> {mask.text} to i{mask.lanes}")
         return Value(self.emit(f"icmp ne i{mask.lanes} {word}, 0"), BOOL)
+
+    def _first(self, mask: Value) -> str:
+        """The number of the first lane of a mask that has one, typed."""
+        word = self.emit(f"bitcast <{mask.lanes} x i1> {mask.text} to i{mask.lanes}")
+        self.module.declare(f"declare i{mask.lanes} @llvm.cttz.i{mask.lanes}(i{mask.lanes}, i1)")
+        return f"i{mask.lanes} {self.emit(f'call i{mask.lanes} @llvm.cttz.i{mask.lanes}(i{mask.lanes} {word}, i1 true)')}"
 
     def _masked(self, what: str, vt: str, pointer: str, mask: Value, b: Buffer, value: str = "") -> str:
         m, name = f"<{self.lanes} x i1>", f"llvm.masked.{what}.v{self.lanes}{scalars.letters(scalars.memory_type(b.dtype))}.p0"
@@ -701,7 +707,7 @@ class FunctionPrinter:
         self._scatter(b, address, v, i)
 
     def _scatter(self, b: Buffer, address: Expr, v: Value, i: Instance) -> None:
-        where = self.value(address, Instance(i.places))
+        where = self.value(address, i)
         t, vt, m = scalars.memory_type(b.dtype), self.sized(scalars.memory_type(b.dtype), self.lanes), f"<{self.lanes} x i1>"
         pointers = self.emit(f"getelementptr {t}, ptr {self._base(b, i)}, <{self.lanes} x i64> {where.text}")
         name = f"llvm.masked.scatter.v{self.lanes}{scalars.letters(t)}.v{self.lanes}p0"
@@ -719,14 +725,15 @@ class FunctionPrinter:
         bad = outside
         if i.mask is not None:
             bad = self._both(i.mask, outside)
-        first_index, first_extent = index.text, extent.text
-        if bad.lanes:
-            first_index = self.emit(f"extractelement {t} {self._same_lanes(self._pick(bad, index, Value('-1', I64)))[0].text}, i32 0") if lanes else index.text
-            first_extent = self.emit(f"extractelement {t} {extent.text}, i32 0") if lanes else extent.text
-            bad = self._any(bad)
         fail, fine = self.label("fail"), self.label("fine")
-        self.lines.append(f"  br i1 {bad.text}, label %{fail}, label %{fine}, !prof !2")
+        some = self._any(bad) if bad.lanes else bad
+        self.lines.append(f"  br i1 {some.text}, label %{fail}, label %{fine}, !prof !2")
         self.start(fail)
+        first_index, first_extent = index.text, extent.text
+        if lanes:
+            lane = self._first(bad) if bad.lanes else "i32 0"
+            first_index = self.emit(f"extractelement {t} {index.text}, {lane}")
+            first_extent = self.emit(f"extractelement {t} {extent.text}, {lane}")
         site = self.emit(f"trunc i64 {self.site_values[e.site]} to i32")
         self.lines.append(f"  call void @fusile_error(ptr %error, i32 2, i32 {site}, i64 {first_index}, i64 {first_extent})")
         self.lines.append(f"  br label %{fine}")

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from fusile.backends.numba import scalars
 from fusile.backends.numba.expressions import LARGEST_LITERAL, Context, Holes, Lines, Names, Printer, legal
+from fusile.capabilities import FUNCTIONS
 from fusile.ir import index as ix
 from fusile.ir.expr import Apply, Axis, Const, Expr, Guard, Load, free, nodes
 from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Kind, Stmt, Store, accesses, stmt_exprs, walk, written
@@ -19,7 +20,10 @@ from fusile.passes.legalise import Legaliser
 LANES = 64
 """Loops over lanes keep their number up to this: the compiler unrolls and vectorises them by it."""
 
-RESERVED = ("np", "math", "cuda", "prange", "error", "numba", "libdevice", "task", "kernel", "helper", *scalars.NUMPY_NAMES, *dir(builtins))
+RESERVED = (
+    "np", "math", "cuda", "prange", "error", "numba", "libdevice", "task", "kernel", "helper", "checked", "minimum", "maximum", "float_mod",
+    "power", "fmod", *scalars.ROUNDING.values(), *FUNCTIONS, *scalars.NUMPY_NAMES, *dir(builtins),
+)  # fmt: skip
 """Names that generated functions use besides their own."""
 
 

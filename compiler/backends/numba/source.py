@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,8 @@ class Target:
     words: Words
     printed: frozenset[str]
     of_bits: bool
+    imports: Callable[[Sequence[str]], list[str]]
+    """Lines that bring the functions of these names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def print_module(plan: Plan, target: Target, options: Options, cache: bool) -> M
         "cache": cache,
         "parallel": "@parallel_kernel" in everything,
         "helpers": bool(helpers.texts),
-        "imports": sorted(helpers.imports),
+        "import_lines": target.imports(sorted(helpers.imports)),
         "type_lines": type_lines(everything),
         "sites": [python_string(s) for s in sites.numbers] if len(sites.numbers) > 1 else [],
         "functions": texts,
