@@ -7,8 +7,8 @@
     objects/<key>  what a .so file is linked from, under the key of the code
     weights/<key>  packed weights; key: the code, and the content that they came from
 
-This file imports the standard library, numpy and the runtime. A session that finds everything here loads neither
-the compiler nor any library that reads models.
+This file imports the standard library, numpy and the runtime. A session that finds everything here loads
+neither the compiler nor any library that reads models.
 """
 
 from __future__ import annotations
@@ -31,11 +31,17 @@ from fusile.report import Progress
 from fusile.runtime import abi
 from fusile.runtime.cache import Cache, key_of, open_cache
 from fusile.runtime.image import load_image
-from fusile.runtime.module import Module, ModelInfo
+from fusile.runtime.module import ModelInfo, Module
 from fusile.target import TargetSpec
 
 PACKED = "packed.weights"
-_IMAGE, _CODE, _STEPS, _CONSTANTS, _RECORD = "code.image", "code.json", "steps.json", "constants.bin", "model.json"
+_IMAGE, _CODE, _STEPS, _CONSTANTS, _RECORD = (
+    "code.image",
+    "code.json",
+    "steps.json",
+    "constants.bin",
+    "model.json",
+)
 
 
 def compile(source: Any, options: Options, progress: Progress) -> Module:
@@ -50,8 +56,8 @@ def compile(source: Any, options: Options, progress: Progress) -> Module:
 
 
 def find(source: Any, options: Options) -> Module | None:
-    """The module of a model that was compiled before, or None. Reads nothing of the model but the state of its file,
-    and its content once, to know it again.
+    """The module of a model that was compiled before, or None. Reads nothing of the model but the state of
+    its file, and its content once, to know it again.
     """
     target = target_of(options)
     if options.target != "native" or options.dump_ir is not None or not runs_here(target):
@@ -69,7 +75,9 @@ def find(source: Any, options: Options) -> Module | None:
 
 
 def plain(source: Any) -> Any:
-    """A ModelProto as bytes, everything else as it is. One that is too large for a message stays for the reader."""
+    """A ModelProto as bytes, everything else as it is. One that is too large for a message stays for the
+    reader.
+    """
     if hasattr(source, "SerializeToString"):
         try:
             return bytes(source.SerializeToString())
@@ -94,8 +102,9 @@ def runs_here(target: TargetSpec) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """Where a model's entries are. `setup` is the key of options, target and fusile, `content` the digest of the
-    model's file, `replaced` that of the weights that replace its own; `folder` is where files beside it are.
+    """Where a model's entries are. `setup` is the key of options, target and fusile, `content` the digest
+    of the model's file, `replaced` that of the weights that replace its own; `folder` is where files beside
+    it are.
     """
 
     cache: Cache
@@ -151,7 +160,8 @@ def open_shelf(source: Any, options: Options, target: TargetSpec) -> Shelf | Non
     cache = open_cache()
     if not cache.persistent:
         return None
-    folder, state = None, ()
+    folder: Path | None = None
+    state: tuple[int, ...] = ()
     if isinstance(source, bytes):
         content: str | None = hashlib.sha256(source).hexdigest()
     elif isinstance(source, (str, os.PathLike)):
@@ -189,8 +199,8 @@ def digest_of(path: Path, cache: Cache) -> str | None:
 
 @functools.cache
 def own_key() -> str:
-    """What stands for fusile itself: names, sizes and times of its files, so that a changed compiler never answers
-    with code of the one before.
+    """What stands for fusile itself: names, sizes and times of its files, so that a changed compiler never
+    answers with code of the one before.
     """
     digest = hashlib.sha256()
     kernels = importlib.util.find_spec("fusile.kernels")
@@ -213,13 +223,15 @@ def _files(folder: str) -> Iterator[tuple[str, os.stat_result]]:
 # ---- code --------------------------------------------------------------------------------------------
 
 RawName = str | tuple[int, int]
-"""Where the raw bytes of a packing step's tensor are: an initialiser's name, or offset and size among constants."""
+"""Where the raw bytes of a packing step's tensor are: an initialiser's name, or offset and size among
+constants.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Compiled code with what is known of it. `key` and `folder` say where the cache has it, `image` is its file
-    or its bytes.
+    """Compiled code with what is known of it. `key` and `folder` say where the cache has it, `image` is its
+    file or its bytes.
     """
 
     image: Path | bytes
@@ -229,7 +241,9 @@ class Code:
     folder: Path | None = None
 
     def steps(self) -> tuple[list[list[RawName]], bytes]:
-        """Which raw tensors each packing step takes, and the constants among them. For code out of the cache."""
+        """Which raw tensors each packing step takes, and the constants among them. For code out of the
+        cache.
+        """
         assert self.folder is not None
         steps = json.loads((self.folder / _STEPS).read_text(encoding="ascii"))
         found = [[tuple(raw) if isinstance(raw, list) else raw for raw in step] for step in steps]
@@ -296,7 +310,9 @@ def _write_text(path: Path, text: str) -> None:
 def open_module(
     code: Code, weights: Path | Memory | None, options: Options, cache: Cache, saver: Saver
 ) -> NativeModule:
-    """A module of compiled code and packed weights. With more than one thread it works on the process's pool."""
+    """A module of compiled code and packed weights. With more than one thread it works on the process's
+    pool.
+    """
     threads = options.threads or targets.available_cores()
     pool = None
     if threads > 1:
@@ -309,7 +325,7 @@ def open_module(
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """Writes a module to files. What it is linked from is in `objects`, or the cache, or is compiled again."""
+    """Writes a module to files: linked from `objects`, or what the cache has, or what is compiled again."""
 
     code: Code
     weights: Path | Memory | None

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import mmap
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from fusile import artefacts, reports
-from fusile.artefacts import Code, Shelf, runs_here, target_of
-from fusile.backends.native import build as native
+from fusile import artefacts, building, reports
+from fusile.artefacts import target_of
 from fusile.backends.native import scalars
-from fusile.backends.native.module import ForeignModule, Memory
-from fusile.backends.native.plan import raw_bytes
+from fusile.backends.native.build import Objects
+from fusile.building import Job
 from fusile.errors import Gap, UnsupportedError, UsageError
 from fusile.ir.loops import Buffer, Kernel, kernel_text
 from fusile.ir.plan import Plan, Variant, plan_text
-from fusile.ir.tensor import Program, Stage, Tensor
+from fusile.ir.tensor import Program, Stage
 from fusile.ir.text import program_text
-from fusile.loading import Loaded, face_of, model_name, read, structure_of
+from fusile.loading import Loaded, model_name, read
 from fusile.options import Options
 from fusile.passes import fuse, inline, layout, pack, strict
 from fusile.passes.finish import finish
@@ -36,21 +31,17 @@ from fusile.passes.plan_memory import arguments, build_plan
 from fusile.passes.to_tensor import lower
 from fusile.report import CheckReport, ExplainReport, Progress, silent
 from fusile.runtime.abi import PlanInterface
-from fusile.runtime.cache import Cache, open_cache
-from fusile.runtime.image import Image, load_image
-from fusile.runtime.link import link_image
 from fusile.runtime.module import Module
-from fusile.runtime.native_support import support_objects
-from fusile.runtime.weights_file import new_weights_file
-from fusile.runtime.workers import start_workers
 from fusile.schedule import cpu
 from fusile.schedule.tiles import Registers
-from fusile.target import TargetSpec, host
+from fusile.target import TargetSpec
 
 
 @dataclass(slots=True)
 class Trace:
-    """What a compilation leaves behind for people: the log of fusion, and every stage as numbered text where a folder is given."""
+    """What a compilation leaves behind for people: the log of fusion, and every stage as numbered text
+    where a folder is given.
+    """
 
     folder: Path | None = None
     log: Log = field(default_factory=Log)
@@ -67,7 +58,9 @@ class Trace:
 
 
 def graph(source: Any, options: Options) -> ir.Model:
-    """The canonical graph of a model, with operators that have no definition expanded into their function bodies."""
+    """The canonical graph of a model, with operators that have no definition expanded into their function
+    bodies.
+    """
     return source.model if isinstance(source, Loaded) else read(source, options).model
 
 
@@ -95,9 +88,7 @@ class Settings:
         return Registers(self.lanes, self.target.vector_registers)
 
 
-PLAIN: tuple[tuple[str, ProgramPass], ...] = (
-    ("inline", lambda p, s: inline.inline(p, s.log, s.same)),
-)
+PLAIN: tuple[tuple[str, ProgramPass], ...] = (("inline", lambda p, s: inline.inline(p, s.log, s.same)),)
 """Level 0: one kernel per operator, as it is defined."""
 
 ALONE: tuple[tuple[str, ProgramPass], ...] = (
@@ -106,7 +97,9 @@ ALONE: tuple[tuple[str, ProgramPass], ...] = (
     ("pack", lambda p, s: pack.pack(p, s.registers, s.log)),
     ("lanes", lambda p, s: pack.split_reductions(p, 4 * s.lanes, s.log)),
 )
-"""Level 1: every operator tiled and vectorised as well as it can be alone, between tensors in the layouts of the model."""
+"""Level 1: every operator tiled and vectorised as well as it can be alone, between tensors in the layouts
+of the model.
+"""
 
 FUSED: tuple[tuple[str, ProgramPass], ...] = (
     ("columns", lambda p, s: layout.merge_columns(p, s.log)),
@@ -120,7 +113,9 @@ FUSED: tuple[tuple[str, ProgramPass], ...] = (
 PIPELINES: dict[int, tuple[tuple[str, ProgramPass], ...]] = {0: PLAIN, 1: ALONE, 2: FUSED}
 
 
-def tensor_program(source: Any, options: Options, target: TargetSpec, trace: Trace) -> tuple[Program, list[Group]]:
+def tensor_program(
+    source: Any, options: Options, target: TargetSpec, trace: Trace
+) -> tuple[Program, list[Group]]:
     """The grouped tensor program of a model."""
     program = lower(graph(source, options))
     strict.check_program("to_tensor", None, program)
@@ -174,166 +169,50 @@ def compile(source: Any, options: Options, progress: Progress) -> Module:
 
 def build(source: Any, options: Options, progress: Progress) -> Module:
     """A new module. Its parts go into the cache."""
+    if options.target in ("numba", "cuda"):
+        return _in_python(source, options)
     if options.target != "native":
         raise UsageError(
             f"There are no modules for the target {options.target!r} in this process",
             todo=f"Write its source with fusile.emit(model, to={options.target!r}, out=...)",
         )
+    return building.build(_job(source, options, progress))
+
+
+def _in_python(source: Any, options: Options) -> Module:
+    """A module whose kernels are Python source for Numba; its pipelines stand in the backend."""
+    if options.target == "cuda":
+        from fusile.backends import numba_cuda as backend
+    else:
+        from fusile.backends import numba_cpu as backend  # type: ignore[no-redef]
+    loaded = read(source, options)
+    trace = Trace(Path(options.dump_ir) if options.dump_ir else None)
+    made = backend.plan_of(loaded.model, options, trace.text)
+    return backend.module(made, options, loaded.info, trace.text)
+
+
+def objects(source: Any, options: Options, interface: PlanInterface) -> Objects:
+    """The objects of a module that was compiled before, compiled again."""
+    return building.objects(_job(source, options, silent), interface)
+
+
+def _job(source: Any, options: Options, progress: Progress) -> Job:
     target = target_of(options)
     trace = Trace(Path(options.dump_ir) if options.dump_ir else None)
-    start_workers()
-    shelf = artefacts.open_shelf(source, options, target) if runs_here(target) else None
-    progress("reading the model")
-    loaded = read(source, options)
-    if not runs_here(target):
-        return _foreign(loaded, options, target, trace, progress)
-    if shelf is None:
-        return _uncached(loaded, options, target, trace, progress)
-    module = _cached(shelf, source, loaded, options, target, trace, progress)
-    del loaded
-    gc.collect()  # graphs hold the model's file in cycles, and its pages count as this process's memory
-    return module
-
-
-def _cached(
-    shelf: Shelf, source: Any, loaded: Loaded, options: Options, target: TargetSpec, trace: Trace, progress: Progress
-) -> Module:
-    """A module whose code and weights are, or come to be, in the cache."""
-    shape = structure_of(source)
-    files = shelf.beside(shape.external)
-    if files is None:
-        return _uncached(loaded, options, target, trace, progress)
-    shared, own = shelf.code_keys(shape.digest)
-    code = None
-    if trace.folder is None:
-        code = artefacts.find_code(shelf.cache, own)
-        if code is None and shape.whole and not loaded.replaced_shapes:
-            code = artefacts.find_code(shelf.cache, shared)
-    if code is None:
-        new = _compile(loaded, options, target, trace, progress)
-        alone = loaded.watch.read or loaded.replaced_shapes or not shape.whole
-        code = new.keep(shelf.cache, own if alone else shared)
-    loaded.watch.stop()
-    weights_key = shelf.weights_key(code.key, files) if code.interface.weights_bytes else None
-    packed = None
-    if weights_key is not None:
-        packed = _pack_into_cache(shelf.cache, weights_key, code, loaded, progress)
-    if artefacts.state_of(source) == shelf.state:
-        shelf.keep(code.key, weights_key, files)
-    saver = artefacts.Linked(code, packed, target, source, options)
-    return artefacts.open_module(code, packed, options, shelf.cache, saver)
-
-
-def _pack_into_cache(cache: Cache, key: str, code: Code, loaded: Loaded, progress: Progress) -> Path:
-    """The file of packed weights, written in place through a map of it."""
-    entry = cache.get("weights", key)
-    if entry is None:
-        names, constants = code.steps()
-        steps = [[loaded.raw(name, constants) for name in step] for step in names]
-        image = load_image(code.image, verify=False)
-
-        def fill(folder: Path) -> None:
-            place = folder / artefacts.PACKED
-            size, layout = code.interface.weights_bytes, code.interface.layout_key
-            with new_weights_file(place, size, layout) as address:
-                native.pack(image, steps, address, progress)
-
-        entry = cache.put("weights", key, fill)
-    return entry.path(artefacts.PACKED)
-
-
-def _uncached(loaded: Loaded, options: Options, target: TargetSpec, trace: Trace, progress: Progress) -> Module:
-    """A module that nothing remembers, with its weights in memory of this process."""
-    new = _compile(loaded, options, target, trace, progress)
-    weights = _pack_into_memory(new, load_image(new.code.image), loaded, progress)
-    saver = artefacts.Linked(new.code, weights, target, None, options, new.objects)
-    return artefacts.open_module(new.code, weights, options, open_cache(), saver)
-
-
-def _foreign(loaded: Loaded, options: Options, target: TargetSpec, trace: Trace, progress: Progress) -> Module:
-    """A module for another machine. Its weights are packed by the same kernels, compiled for this one."""
-    made = plan(loaded, options, target, trace)
-    built = native.build(made, target, progress, options.denormals == "keep")
-    packer = native.build(replace(made, steps=()), host(), silent)
-    image = load_image(link_image([*support_objects(host(), open_cache()), *packer.objects]))
-    face = face_of(loaded, built.interface)
-    new = _New(Code(b"", built.interface, face), built.objects, *_steps(made, loaded))
-    weights = _pack_into_memory(new, image, loaded, progress)
-    saver = artefacts.Linked(new.code, weights, target, None, options, new.objects)
-    return ForeignModule(face, target.triple, saver)
-
-
-@dataclass(frozen=True, slots=True)
-class _New:
-    """Code that was compiled just now."""
-
-    code: Code
-    objects: native.Objects
-    steps: list[list[artefacts.RawName]]
-    constants: bytes
-
-    def keep(self, cache: Cache, key: str) -> Code:
-        return artefacts.keep_code(cache, key, self.code, self.objects, self.steps, self.constants)
-
-
-def _compile(loaded: Loaded, options: Options, target: TargetSpec, trace: Trace, progress: Progress) -> _New:
-    """The code of a model, and what packing its weights takes."""
-    cache = open_cache()
-    with ThreadPoolExecutor(1) as beside:  # the support code is compiled while kernels are printed
-        support = beside.submit(support_objects, target, cache)
-        progress("compiling")
-        made = plan(loaded, options, target, trace)
-        built = native.build(made, target, progress, options.denormals == "keep")
-        for name, text in built.texts.items():
-            trace.text(f"llvm_{name}", lambda t=text: t)  # type: ignore[misc]
-        image = link_image([*support.result(), *built.objects])
-    code = Code(image, built.interface, face_of(loaded, built.interface))
-    return _New(code, built.objects, *_steps(made, loaded))
-
-
-def _steps(made: Plan, loaded: Loaded) -> tuple[list[list[artefacts.RawName]], bytes]:
-    """Where the raw tensors of a plan's packing steps are: initialisers by name, constants of ours one after another."""
-    constants = bytearray()
-    places: dict[Tensor, artefacts.RawName] = {}
-    for step in made.prepare:
-        for tensor in step.raw:
-            name = loaded.watch.name_of(tensor.data)
-            if tensor not in places and name is None:
-                data = raw_bytes(tensor)
-                places[tensor] = (len(constants), len(data))
-                constants += data
-            elif name is not None:
-                places[tensor] = name
-    return [[places[tensor] for tensor in step.raw] for step in made.prepare], bytes(constants)
-
-
-def _pack_into_memory(new: _New, image: Image, loaded: Loaded, progress: Progress) -> Memory | None:
-    size = new.code.interface.weights_bytes
-    if not size:
-        return None
-    loaded.watch.stop()
-    block = mmap.mmap(-1, size)
-    anchor = ctypes.c_char.from_buffer(block)
-    address = ctypes.addressof(anchor)
-    native.pack(image, [[loaded.raw(raw, new.constants) for raw in step] for step in new.steps], address, progress)
-    return Memory(address, size, anchor)
-
-
-def objects(source: Any, options: Options, interface: PlanInterface) -> native.Objects:
-    """The objects of a module that was compiled before, compiled again. Raises UsageError where they are others."""
-    if source is not None:
-        target = target_of(options)
-        made = plan(source, options, target, Trace())
-        built = native.build(made, target, silent, options.denormals == "keep")
-        if built.interface == interface:
-            return built.objects
-    raise UsageError(
-        "The module cannot be written: what it is linked from has left the cache", todo="Compile the model again"
+    return Job(
+        source,
+        options,
+        target,
+        lambda loaded: plan(loaded, options, target, trace),
+        progress,
+        lambda name, text: trace.text(name, lambda: text),
     )
 
 
 def check(source: Any, options: Options) -> CheckReport:
-    """What compiling a model would meet. Raises for a broken or unsafe model, never for operators without a form here."""
+    """What compiling a model would meet. Raises for a broken or unsafe model, never for operators without a
+    form here.
+    """
     try:
         loaded = read(artefacts.plain(source), options)
     except UnsupportedError as error:

@@ -31,8 +31,9 @@ from fusile.runtime.module import ModelInfo
 class Loaded:
     """A canonical graph whose operators all have definitions, or are gaps.
 
-    `unnamed` are the symbols that stand for dimensions without a name, `declared` the symbols that the file names
-    for the dimensions of outputs, `replaced_shapes` says whether weights were replaced that shape the code.
+    `unnamed` are the symbols that stand for dimensions without a name, `declared` the symbols that the file
+    names for the dimensions of outputs, `replaced_shapes` says whether weights were replaced that shape the
+    code.
     """
 
     model: ir.Model
@@ -98,8 +99,8 @@ def structure_of(source: Any) -> Structure:
 
 
 def face_of(loaded: Loaded, interface: abi.PlanInterface) -> Face:
-    """The ports as people see them: unnamed dimensions are None, and outputs keep the symbols that the file gives
-    to sizes which are worked out.
+    """The ports as people see them: unnamed dimensions are None, and outputs keep the symbols that the file
+    gives to sizes which are worked out.
     """
 
     def shown(port: abi.Port, declared: tuple[str | None, ...]) -> abi.Port:

@@ -47,14 +47,22 @@ def check(
     return CheckReport(
         name,
         options.target,
-        tuple(_port(value, loaded, program.inputs[k] if program else None) for k, value in enumerate(graph.inputs)),
-        tuple(_port(value, loaded, program.outputs[k] if program else None) for k, value in enumerate(graph.outputs)),
+        tuple(
+            _port(value, loaded, program.inputs[k] if program else None)
+            for k, value in enumerate(graph.inputs)
+        ),
+        tuple(
+            _port(value, loaded, program.outputs[k] if program else None)
+            for k, value in enumerate(graph.outputs)
+        ),
         tuple(OperatorUse(op, domain, n, (op, domain) not in refused) for (op, domain), n in counts.items()),
         tuple(gaps),
         sum(_elements(t) for t in parameters),
         sum(t.nbytes for t in held if t.dtype is not ir.DataType.STRING),
         None if program is None else flops(program.stages),
-        None if program is None else _total(_bytes(t) for s in program.stages if not _moves(s) for t in s.outs),
+        None
+        if program is None
+        else _total(_bytes(t) for s in program.stages if not _moves(s) for t in s.outs),
         tuple(notes),
     )
 
@@ -67,7 +75,9 @@ def _port(value: ir.Value, loaded: Loaded, tensor: Tensor | None) -> Port:
     """A port as the compiled module would show it, or as the file declares it."""
     declared: list[int | str | None] | None = None
     if value.shape is not None:
-        declared = [d if isinstance(d, int) else None if d.value in loaded.unnamed else d.value for d in value.shape]
+        declared = [
+            d if isinstance(d, int) else None if d.value in loaded.unnamed else d.value for d in value.shape
+        ]
     if tensor is not None:
         sizes = [ix.number(extent) for extent in tensor.shape]
         if declared is None or len(declared) != len(sizes):
@@ -138,7 +148,10 @@ def explain(
     for step in plan.steps:
         if isinstance(step, Call):
             last = step.variants[-1]
-            group = next((owner[t] for t in last.arguments if t in owner and _makes(last.kernel, last.arguments, t)), None)
+            group = next(
+                (owner[t] for t in last.arguments if t in owner and _makes(last.kernel, last.arguments, t)),
+                None,
+            )
             note = _kernel(last.kernel, last.arguments, group)
             kernels.append(note)
             if group is not None and len(note.nodes) > 1:
@@ -182,11 +195,17 @@ def _group(note: KernelNote, group: Group, stages: dict[Tensor, Stage], plan: Pl
     """What a kernel of several nodes keeps from memory: results of its nodes that lie nowhere."""
     nodes = set(note.nodes)
     inside = [
-        t for t, s in stages.items() if s.origin in nodes and "." not in t.name and t not in plan.places and not _moves(s)
+        t
+        for t, s in stages.items()
+        if s.origin in nodes and "." not in t.name and t not in plan.places and not _moves(s)
     ]
     saved = _total(2 * size if (size := _bytes(t)) is not None else None for t in inside)
     kept = ", ".join(t.name for t in inside[:4]) + (f" and {len(inside) - 4} more" if len(inside) > 4 else "")
-    why = f"{kept} {'is' if len(inside) == 1 else 'are'} never stored" if inside else "the nodes share their loops"
+    why = (
+        f"{kept} {'is' if len(inside) == 1 else 'are'} never stored"
+        if inside
+        else "the nodes share their loops"
+    )
     return GroupNote(note.name, note.nodes, saved, why)
 
 

@@ -1,8 +1,10 @@
-"""Weights that replace a model's own: a safetensors file, by the names in its header or by those of the source.
+"""Weights that replace a model's own: a safetensors file, by the names in its header or by those of the
+source.
 
-A file that fusile wrote says of each tensor which initialiser it is, and how it lies there. Any other file is taken
-by the names that the emitted modules would use, which are those of the model's source where they are known. A tensor
-into which an exporter folded a normalisation is another tensor than the original: neither takes the other's place.
+A file that fusile wrote says of each tensor which initialiser it is, and how it lies there. Any other file
+is taken by the names that the emitted modules would use, which are those of the model's source where they
+are known. A tensor into which an exporter folded a normalisation is another tensor than the original:
+neither takes the other's place.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ _SHOWN = 6
 def replace(model: ir.Model, source: Any, options: Options) -> bool:
     """Put the tensors of the file that options name in the place of a canonical graph's initialisers.
 
-    Answers whether any of them shapes the code. Raises UsageError where the file does not fit the model: tensors
-    that are missing, unknown, of another type or shape, or folded on one side only.
+    Answers whether any of them shapes the code. Raises UsageError where the file does not fit the model:
+    tensors that are missing, unknown, of another type or shape, or folded on one side only.
     """
     assert options.weights is not None
     path = Path(options.weights)
@@ -76,7 +78,10 @@ def _known(source: Any, options: Options) -> Mapping[str, Weight]:
 
 
 def _places(
-    known: Mapping[str, Weight], records: Mapping[str, Weight], header: Mapping[str, dict[str, Any]], path: Path
+    known: Mapping[str, Weight],
+    records: Mapping[str, Weight],
+    header: Mapping[str, dict[str, Any]],
+    path: Path,
 ) -> list[tuple[Weight, dict[str, Any]]]:
     """Which tensor of the file goes where."""
     constants = {weight.name for weight in known.values() if weight.role == "constant"}
@@ -88,7 +93,7 @@ def _places(
         raise UsageError(
             f"The weights in {str(path)!r} are not weights of this model",
             why="; ".join(wrong[:_SHOWN]) + more,
-            todo="Give a file that was trained from this model, or compile the model that it was trained from",
+            todo="Compile the model that the file was trained from",
         )
     found = []
     for weight in known.values():
@@ -123,12 +128,18 @@ def _tensor(
 
 
 def _check_perm(weight: Weight, shape: tuple[int, ...], path: Path) -> None:
-    """A file's header may say anything: `perm` must name axes once each, and leave out those of size 1 only."""
+    """A file's header may say anything: `perm` must name axes once each, and leave out those of size 1
+    only.
+    """
     perm = weight.perm
     if perm is None:
         return
     left = [size for axis, size in enumerate(shape) if axis not in perm]
-    if len(set(perm)) != len(perm) or not all(0 <= axis < len(shape) for axis in perm) or any(n != 1 for n in left):
+    if (
+        len(set(perm)) != len(perm)
+        or not all(0 <= axis < len(shape) for axis in perm)
+        or any(n != 1 for n in left)
+    ):
         raise UsageError(
             f"The record of {show_name(weight.name)} in {str(path)!r} is broken",
             why=f"axes {list(perm)} of a tensor of shape {list(shape)}",
@@ -148,7 +159,9 @@ def _span(entry: Mapping[str, Any], size: int) -> tuple[int, int]:
 def _refuse_parted(
     model: ir.Model, weight: Weight, entry: Mapping[str, Any], data: mmap.mmap, start: int, path: Path
 ) -> None:
-    """A layer's own copy of a tensor that the model's file keeps once: it may be there, and must not differ."""
+    """A layer's own copy of a tensor that the model's file keeps once: it may be there, and must not
+    differ.
+    """
     shared = _COPY.fullmatch(weight.initializer)
     value = model.graph.initializers.get(shared.group(1)) if shared else None
     held = value.const_value if value is not None else None

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from fusile.backends.numba import scalars
+from fusile.backends.framework.emit import EmitReport
 from fusile.backends.numba.build import Dump, Pass, Settings, build, no_dump
+from fusile.backends.numba.folder import write_folder
 from fusile.backends.numba.kernels import Cpu
 from fusile.backends.numba.module import NumbaModule
 from fusile.backends.numba.plan import Words
@@ -31,15 +32,24 @@ PANELS = Registers(32, 3)
 PLAIN: tuple[tuple[str, Pass], ...] = (("inline", lambda p, s: inline.inline(p, s.log, s.same)),)
 """Level 0: one kernel per operator, as it is defined."""
 
-TILED: tuple[tuple[str, Pass], ...] = (
+ALONE: tuple[tuple[str, Pass], ...] = (
+    ("turn", lambda p, s: layout.within_operators(p, s.log)),
+    ("inline", lambda p, s: inline.inline(p, s.log, s.same)),
+    ("pack", lambda p, s: pack.pack(p, PANELS, s.log)),
+    ("lanes", lambda p, s: pack.split_reductions(p, LANES, s.log)),
+)
+"""Level 1: every operator as well as it can be alone, between tensors in the layouts of the model."""
+
+FUSED: tuple[tuple[str, Pass], ...] = (
+    ("columns", lambda p, s: layout.merge_columns(p, s.log)),
     ("layout", lambda p, s: layout.choose(p, s.log)),
     ("inline", lambda p, s: inline.inline(p, s.log, s.same)),
     ("pack", lambda p, s: pack.pack(p, PANELS, s.log)),
     ("lanes", lambda p, s: pack.split_reductions(p, LANES, s.log)),
 )
-"""Levels 1 and 2: layouts, inlining, panels for contractions, lanes for reductions."""
+"""Level 2: layouts over the whole graph, inlining, panels for contractions, lanes for reductions."""
 
-PIPELINES: dict[int, tuple[tuple[str, Pass], ...]] = {0: PLAIN, 1: TILED, 2: TILED}
+PIPELINES: dict[int, tuple[tuple[str, Pass], ...]] = {0: PLAIN, 1: ALONE, 2: FUSED}
 
 
 def _imports(names: Sequence[str]) -> list[str]:
@@ -77,11 +87,9 @@ def module(plan: Plan, options: Options, info: ModelInfo | None = None, dump: Du
     return NumbaModule(plan, printed.text, printed.raw, info or ModelInfo(), (options.threads or os.cpu_count(),))
 
 
-def emit(model: ir.Model, folder: Path, options: Options) -> object:
+def emit(model: ir.Model, folder: Path, options: Options) -> EmitReport:
     """Write `model.py` and `weights.safetensors` into a folder, both or neither; answers what was written."""
-    from fusile.backends.numba.folder import write_folder
-
     return write_folder(model, folder, options, plan_of, TARGET)
 
 
-__all__ = ["PIPELINES", "TARGET", "emit", "module", "plan_of", "scalars"]
+__all__ = ["PIPELINES", "TARGET", "emit", "module", "plan_of"]

@@ -4,8 +4,8 @@ Two files of one structure are compiled to the same code and differ in packed we
 lengths and small fields and steps over weights, so it costs next to nothing on a large model.
 
 A tensor is a weight when nobody asks for its values while a model is compiled: a float of more than
-FEWEST_FLOATS elements, or anything else of more than FEWEST_INTEGERS. Small integers are sizes and axes, a few
-floats are scales and bounds; they shape the code. `Watch` sees to it that the rule holds.
+FEWEST_FLOATS elements, or anything else of more than FEWEST_INTEGERS. Small integers are sizes and axes, a
+few floats are scales and bounds; they shape the code. `Watch` sees to it that the rule holds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FLOATS = frozenset({1, 10, 11, 14, 15, 16, 17, 18, 19, 20, 23, 24})
 _STRING = 8
 _LENGTH, _VARINT = 2, 0
 
-# Fields that lead to tensors: message -> field number -> message. Of nodes, attributes depend on the operator.
+# Fields that lead to tensors: message -> field number -> message. What an attribute is depends on its node.
 _CHILDREN: dict[str, dict[int, str]] = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -50,7 +50,8 @@ _DATA = frozenset({4, 5, 7, 9, 10, 11})
 class Structure:
     """`digest` says what shapes the code; `external` are the files that the model names for tensor data.
 
-    `whole` is False where values that shape the code lie in such a file, so that the digest does not hold them.
+    `whole` is False where values that shape the code lie in such a file, so that the digest does not hold
+    them.
     """
 
     digest: str

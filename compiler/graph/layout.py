@@ -108,10 +108,11 @@ def rank_of(value: ir.Value | None) -> int:
 
 
 def data_inputs(node: ir.Node) -> list[tuple[int, ir.Value]]:
-    """Computed inputs of rank 3 or more: those that have a layout."""
+    """Computed inputs of rank 3 or more that have a layout: of layers, the first alone; the others are weights."""
+    inputs = node.inputs[:1] if node.op_type in WINDOWS or node.op_type in CHANNELS else node.inputs
     return [
         (index, value)
-        for index, value in enumerate(node.inputs)
+        for index, value in enumerate(inputs)
         if value is not None and not value.is_initializer() and rank_of(value) >= 3
     ]
 

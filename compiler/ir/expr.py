@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Union
 from weakref import WeakValueDictionary
 
-from fusile.ir.types import BOOL, F32, F64, I64, DType
+import numpy as np
+
+from fusile.ir.types import BOOL, F32, F64, I64, DType, numpy_dtype
 
 Number = Union[int, float, bool]
 
@@ -256,13 +258,13 @@ def _intern(made_of: type[Expr], dtype: DType, key: tuple[Any, ...], /, **fields
 
 
 def const(value: Number, dtype: DType = I64) -> Const:
-    """A literal of a type; the value is brought into the type's own kind (bool, int or float)."""
+    """A literal of a type; the value becomes one of the type's own (bool, int, or the nearest float)."""
     if dtype.kind == "b":
         value = bool(value)
     elif dtype.kind in "iu":
         value = int(value)
     else:
-        value = float(value)
+        value = _round_to(float(value), dtype)
     # repr keeps -0.0 and 0.0 apart, and NaN equal to itself.
     key = (Const, repr(value), dtype)
     found: Const = _intern(Const, dtype, key, value=value)
@@ -322,6 +324,8 @@ def apply(op: str, *values: Expr | Number, dtype: DType | None = None) -> Expr:
     like = next((v.dtype for v in reversed(values) if isinstance(v, Expr)), I64)
     if op == "select":
         args = (as_expr(values[0], BOOL), *(as_expr(v, like) for v in values[1:]))
+        if args[0].dtype is not BOOL:
+            raise TypeError(f"select by a condition of type {args[0].dtype}")
         typed = args[1:]
     else:
         args = tuple(as_expr(v, like) for v in values)
@@ -454,17 +458,17 @@ def _fold_float(op: str, values: tuple[Number, ...], result: DType) -> float | N
     if op == "sqrt" and a >= 0:
         return _round_to(math.sqrt(a), result)
     if op in ("floor", "ceil", "trunc") and math.isfinite(a):
-        return float({"floor": math.floor, "ceil": math.ceil, "trunc": math.trunc}[op](a))
+        # Whole numbers have no -0.0, which is what becomes of it, and of ceil(-0.5).
+        return math.copysign({"floor": math.floor, "ceil": math.ceil, "trunc": math.trunc}[op](a), a)
     return None
 
 
 def _round_to(value: float, t: DType) -> float:
-    if t is not F32:
+    """The value of type t that is nearest to a number."""
+    if t is F64 or t.kind != "f" or value in (0.0, 1.0):
         return value
-    import numpy as np
-
     with np.errstate(over="ignore"):
-        return float(np.float32(value))
+        return float(np.asarray(value).astype(numpy_dtype(t)))
 
 
 # ---- walking ---------------------------------------------------------------------------------------------------------------------

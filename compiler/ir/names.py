@@ -5,12 +5,13 @@ escaped, and two things of one name are told apart.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from typing import Protocol
 
-from fusile.ir.expr import Apply, Axis, Const, Dim, Expr, Guard, Load, Reduce
-from fusile.ir.types import BOOL, I64
+from fusile.ir.expr import Apply, Axis, Const, Dim, Expr, Guard, Load, Reduce, const
+from fusile.ir.types import BOOL, F32, I64
 
 _PLAIN = re.compile(r"(?!\d)[A-Za-z0-9_./:]+")
 _LONGEST = 160
@@ -21,6 +22,17 @@ _INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod": "%", "lt": "<", "le": "<=", "eq": "==", "ne": "!=",
     "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>",
 }  # fmt: skip
+
+
+def _literal(c: Const) -> str:
+    """i64, bool and f32 as they are, others with their type; floats with the fewest digits that say which they are."""
+    if c.dtype is I64 or c.dtype is BOOL:
+        return str(c.value)
+    text = repr(c.value)
+    if c.dtype.is_float and math.isfinite(c.value):
+        shorter = (repr(float(f"{c.value:.{digits}g}")) for digits in range(1, 17))
+        text = next((t for t in shorter if const(float(t), c.dtype) is c), text)
+    return text if c.dtype is F32 else f"{c.dtype}({text})"
 
 
 class Named(Protocol):
@@ -113,9 +125,7 @@ class _Writer:
     def _node(self, e: Expr) -> str:
         match e:
             case Const():
-                if e.dtype is I64 or e.dtype is BOOL:
-                    return str(e.value)
-                return repr(e.value) if e.dtype.name == "f32" else f"{e.dtype}({e.value!r})"
+                return _literal(e)
             case Axis() | Dim():
                 return self.names.of(e)
             case Load():

@@ -141,14 +141,29 @@ def _reduced(s: Compute, r: Reduce, buffer: Buffer, at: tuple[Expr, ...], places
     total = buffer if direct else Buffer(f"{s.out.name}_acc", s.out.dtype, (), "local")
     fresh = {a: axis(a.name, a.extent) for a in r.axes}
     value = memory.expr(r.body, {**places, **fresh})
-    body: list[Stmt] = [Store(total, (), apply(REDUCTIONS[r.kind], load(total, ()), value))]
-    for a in reversed(r.axes):
-        body = [For(fresh[a], tuple(body))]
+    body = _accumulate(total, r, [fresh[a] for a in r.axes], value, split=access.contraction(s) is None)
     out: list[Stmt] = [] if direct else [Alloc(total)]
     out += [Store(total, (), const(identity(r.kind, s.out.dtype), s.out.dtype)), *body]
     if not direct:
         out.append(Store(buffer, at, load(total, ())))
     return out
+
+
+def _accumulate(total: Buffer, r: Reduce, axes: list[Axis], value: Expr, split: bool) -> list[Stmt]:
+    """total op= value over the axes. Sums of more than one axis are taken row by row (`split`), so that rounding errors grow with the
+    longest axis and not with all of them; contractions keep one accumulator, which is what fits the registers.
+    """
+    combine = REDUCTIONS[r.kind]
+    if not split or r.kind != "sum" or len(axes) < 2 or not total.dtype.is_float:
+        body: list[Stmt] = [Store(total, (), apply(combine, load(total, ()), value))]
+        for a in reversed(axes):
+            body = [For(a, tuple(body))]
+        return body
+    row = Buffer(f"{total.name}_row", total.dtype, (), "local")
+    inside = _accumulate(row, r, axes[1:], value, split)
+    zero = Store(row, (), const(0, total.dtype))
+    add = Store(total, (), apply(combine, load(total, ()), load(row, ())))
+    return [For(axes[0], (Alloc(row), zero, *inside, add))]
 
 
 def _copy(to: Buffer, source: Buffer, lead_to: tuple[Expr, ...] = ()) -> list[Stmt]:

@@ -8,7 +8,7 @@ with symbolic sizes, tensors share slots whose sizes are worked out when run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from fusile.ir import index as ix
@@ -33,21 +33,28 @@ def bytes_of(t: Tensor) -> Expr:
     return apply("max", size, const(1)) * ALIGN
 
 
-def split_constant(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
-    """(groups that follow from weights alone, the others)."""
+def split_constant(groups: Sequence[Group], outputs: Collection[Tensor]) -> tuple[list[Group], list[Group]]:
+    """(groups that follow from weights alone, the others). Outputs are written by every run."""
     fixed: set[Tensor] = set()
     early: list[Group] = []
     late: list[Group] = []
     for g in groups:
         own = set(g.outs)
         reads = [t for s in g.stages for t in stage_reads(s) if t not in own]
-        dims = any(isinstance(e, Dim) for s in g.stages for t in s.outs for d in t.shape for e in free(d))
-        if reads and not dims and all(t.data is not None or t in fixed for t in reads) and all(isinstance(s, Compute) for s in g.stages):
+        constant = all(t.data is not None or t in fixed for t in reads) and not any(t in outputs for t in own)
+        if reads and constant and all(isinstance(s, Compute) and not _sizes(s) for s in g.stages):
             fixed.update(own)
             early.append(g)
         else:
             late.append(g)
     return early, late
+
+
+def _sizes(s: Compute) -> list[Expr]:
+    """The symbolic sizes that a stage depends on."""
+    reduced = s.reduction.axes if s.reduction is not None else ()
+    exprs = (s.body, *s.out.shape, *(a.extent for a in reduced))
+    return [d for e in exprs for d in free(e) if isinstance(d, Dim)]
 
 
 def alias_of(group: Group) -> Tensor | None:
@@ -78,7 +85,7 @@ class _Life:
 class _Planner:
     def __init__(self, program: Program, groups: Sequence[Group], lowered: Lowered) -> None:
         self.program = program
-        self.early, self.late = split_constant(groups)
+        self.early, self.late = split_constant(groups, set(program.outputs))
         self.lowered = lowered
         self.same: dict[Tensor, Tensor] = {}
         self.places: dict[Tensor, Place] = {}

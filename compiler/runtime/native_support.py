@@ -44,6 +44,14 @@ def interface_text(prefix: str = DEFAULT_PREFIX, *, embedded_weights: bool = Fal
     return re.sub(r"@api_", f"@{prefix}_", text)
 
 
+def python_import_text(name: str) -> str:
+    """What makes a library importable from Python under its own name: it hands over to the wrapper beside it.
+    `name` is an ASCII identifier.
+    """
+    text = _module("python_import", "python_import")
+    return text.replace("NAME_BYTES", str(len(name) + 1)).replace("NAME", name)
+
+
 def support_objects(target: TargetSpec, cache: Cache) -> list[tuple[str, bytes]]:
     """Support code and interface as named objects, ready to be linked with the objects of a plan to an in-
     process image.

@@ -26,7 +26,7 @@ from fusile.errors import FusileError, UsageError
 from fusile.escape import comment_text, identifier, python_string
 from fusile.runtime import abi, elf
 from fusile.runtime.module import TENSOR_NAMES
-from fusile.runtime.native_support import interface_text, support_text
+from fusile.runtime.native_support import interface_text, python_import_text, support_text
 from fusile.runtime.weights_file import HEAD_BYTES, check_weights_file
 from fusile.runtime.workers import compile_objects
 from fusile.target import LINUX, X86_64, TargetSpec, host
@@ -98,11 +98,19 @@ def write_shared_library(
     )
     with tempfile.TemporaryDirectory(prefix=".fusile-", dir=path.parent) as name:
         draft = Path(name)
-        inputs = _write_objects(draft, objects, target, prefix, weights if inside else None)
-        _link(tool, draft, inputs, path.name, prefix)
-        texts = _Texts(plan, prefix, path, files.weights)
-        (draft / files.header.name).write_text(texts.header(), encoding="ascii")
-        (draft / files.wrapper.name).write_text(texts.wrapper(), encoding="ascii")
+        texts = [support_text(target), interface_text(prefix, embedded_weights=inside)]
+        exports = [f"{prefix}_{function}" for function in _FUNCTIONS]
+        if path.stem.isidentifier() and path.stem.isascii():
+            texts.append(python_import_text(path.stem))
+            exports.append(f"PyInit_{path.stem}")
+        support = compile_objects(texts, target)
+        inputs = _write_objects(
+            draft, [*(data for _, data in objects), *support], target, weights if inside else None
+        )
+        _link(tool, draft, inputs, path.name, exports)
+        beside = _Texts(plan, prefix, path, files.weights)
+        (draft / files.header.name).write_text(beside.header(), encoding="ascii")
+        (draft / files.wrapper.name).write_text(beside.wrapper(), encoding="ascii")
         if files.weights is not None and weights is not None:
             shutil.copyfile(weights, draft / files.weights.name)
         for made in (
@@ -152,14 +160,11 @@ def find_linker(target: TargetSpec, chosen: str | None = None) -> Linker:
 
 
 def _write_objects(
-    draft: Path, objects: Sequence[tuple[str, bytes]], target: TargetSpec, prefix: str, weights: Path | None
+    draft: Path, objects: Sequence[bytes], target: TargetSpec, weights: Path | None
 ) -> list[str]:
     """Writes all objects into the draft folder; answers their file names."""
-    embedded = weights is not None
-    texts = [support_text(target), interface_text(prefix, embedded_weights=embedded)]
-    support = compile_objects(texts, target)
     names: list[str] = []
-    for data in [*(data for _, data in objects), *support]:
+    for data in objects:
         names.append(f"{len(names)}.o")
         (draft / names[-1]).write_bytes(data)
     if weights is not None:
@@ -174,12 +179,12 @@ def _write_objects(
     return names
 
 
-def _link(linker: Linker, draft: Path, inputs: Sequence[str], name: str, prefix: str) -> None:
+def _link(linker: Linker, draft: Path, inputs: Sequence[str], name: str, exports: Sequence[str]) -> None:
     """Links in the draft folder, with paths relative to it, so that no path of the machine gets into the
     library.
     """
-    exports = " ".join(f"{prefix}_{function};" for function in _FUNCTIONS)
-    (draft / "exports.map").write_text(f"{{ global: {exports} local: *; }};\n", encoding="ascii")
+    listed = " ".join(f"{export};" for export in exports)
+    (draft / "exports.map").write_text(f"{{ global: {listed} local: *; }};\n", encoding="ascii")
     options = [
         "-soname",
         name,

@@ -85,6 +85,8 @@ class Framework:
     permute: Callable[[Code, tuple[int, ...]], Code]
     reshape: Callable[[Code, tuple[int, ...]], Code]
     cast: Callable[[Code, ir.DataType], Code]
+    scalar: Callable[[Code, ir.DataType], Code]
+    """A size beside a tensor of some type."""
 
 
 @dataclass(slots=True)
@@ -419,7 +421,8 @@ class Site:
             others = [v for i, v in enumerate(self.node.inputs) if v is not None and i != index]
             ranks = [len(v.shape) for v in others if v.shape is not None and self.printer.host(v) is None]
             if ranks and max(ranks) >= array.elements.ndim:
-                return self.number(array)
+                made = self.number(array)
+                return made if array.is_constant else self.printer.framework.scalar(made, self.dtype(index))
         return self.tensor(index)
 
     def number(self, array: HostArray) -> Code:

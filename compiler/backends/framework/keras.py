@@ -26,6 +26,7 @@ FRAMEWORK = Framework(
     permute=keras_rows.permute,
     reshape=keras_rows.reshape_to,
     cast=keras_rows.cast_to,
+    scalar=keras_rows.cast_to,
     reserved=frozenset(
         "Model Path Stored attrgetter keras layers list load load_file load_weights max min np ops range safe_open"
         " save_file save_weights self slice tf abs bool dict float int str tuple print isinstance training mask"
@@ -56,6 +57,7 @@ _NEEDS = {
     "gru": ("steps", "by_name"),
     "rnn": ("steps", "by_name"),
     "max_pool": ("window_pads",),
+    "max_pool_indices": ("window_pads",),
     "average_pool": ("window_pads",),
 }
 

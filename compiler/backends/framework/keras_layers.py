@@ -488,33 +488,36 @@ def _stateless(n: Site, made: Code) -> Code:
     return layer
 
 
-def max_pool(n: Site) -> Code:
+def max_pool(n: Site) -> Code | list[Code | None]:
     w = window(n)
     if n.used(1):
-        n.refuse("the indices of a max-pooling")
+        both = Var("pooled"), Var("indices")
+        n.unpack(_pool_by_steps(n, w, "max_pool_indices", columns=bool(n.integer("storage_order"))), both)
+        return [Name(v) for v in both]
     if (
         any(d != 1 for d in w.dilations)
         or n.integer("ceil_mode")
         or w.dims > 3
         or not n.dtype().is_floating_point()
     ):
-        return _pool_by_steps(n, w, "max")
+        return _pool_by_steps(n, w, "max_pool")
     x, padding = padded(n, w, float("-inf"))
     settings = without_defaults({"strides": plain(w.strides), "padding": padding}, {"padding": "valid"})
     return _stateless(n, call(f"layers.MaxPooling{w.dims}D", plain(w.kernel), **settings))(x)
 
 
-def _pool_by_steps(n: Site, w: Window, kind: str, counted: bool = False) -> Code:
+def _pool_by_steps(n: Site, w: Window, helper: str, **flags: bool) -> Code:
+    """Pooling with dilations, sizes rounded up, or pads that no layer has."""
     pads: Plain = w.same or (tuple(w.before), tuple(w.after))
-    extra: dict[str, Plain] = {"count_pads": True} if counted else {}
-    extra |= {"ceil": True} if n.integer("ceil_mode") else {}
-    return n.helper(f"{kind}_pool")(n.tensor(), w.kernel, w.strides, w.dilations, pads, **extra)
+    words: dict[str, Plain] = {word: True for word, on in flags.items() if on}
+    words |= {"ceil": True} if n.integer("ceil_mode") else {}
+    return n.helper(helper)(n.tensor(), w.kernel, w.strides, w.dilations, pads, **words)
 
 
 def average_pool(n: Site) -> Code:
     w, counted = window(n), bool(n.integer("count_include_pad"))
     if any(d != 1 for d in w.dilations) or n.integer("ceil_mode") or w.dims > 3:
-        return _pool_by_steps(n, w, "average", counted)
+        return _pool_by_steps(n, w, "average_pool", count_pads=counted)
     padless = not any(w.before) and not any(w.after) and not w.same
     padding = (
         "same" if not padless and (w.same == "SAME_UPPER" or (not w.same and same_padding(n, w))) else "valid"
@@ -522,7 +525,7 @@ def average_pool(n: Site) -> Code:
     x = n.tensor()
     if not padless and (counted or padding == "valid"):
         if not counted or w.same:
-            return _pool_by_steps(n, w, "average", counted)
+            return _pool_by_steps(n, w, "average_pool", count_pads=counted)
         x, padding = call("ops.pad", x, ((0, 0), *zip(w.before, w.after, strict=True), (0, 0))), "valid"
     settings = without_defaults({"strides": plain(w.strides), "padding": padding}, {"padding": "valid"})
     return _stateless(n, call(f"layers.AveragePooling{w.dims}D", plain(w.kernel), **settings))(x)

@@ -25,6 +25,7 @@ FRAMEWORK = Framework(
     permute=torch_moves.permute,
     reshape=lambda x, shape: x.method("reshape", *shape),
     cast=torch_rows.cast_to,
+    scalar=lambda size, kind: size,
     reserved=frozenset(
         "F Model Path Stored Tensor attrgetter list load load_file load_weights max min nn range safe_open save_file"
         " save_weights self slice torch abs gather_nd scatter_nd reshape reduce_run unsqueeze slice_run pad_run resize_run resize_axis average_pool pad_same lstm"

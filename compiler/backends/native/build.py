@@ -27,15 +27,21 @@ Raw = Callable[[], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What compiling a plan gives: the objects of kernels and plan, what the plan says of itself, the LLVM IR."""
+    """What compiling a plan gives: the objects of kernels and plan, what the plan says of itself, the LLVM
+    IR.
+    """
 
     objects: Objects
     interface: abi.PlanInterface
     texts: Mapping[str, str]
 
 
-def build(plan: Plan, target: TargetSpec, progress: Progress, denormals: bool = False, level: int = 3) -> Built:
-    """Print and compile every kernel of a plan, and the plan. Kernels are compiled while others are printed."""
+def build(
+    plan: Plan, target: TargetSpec, progress: Progress, denormals: bool = False, level: int = 3
+) -> Built:
+    """Print and compile every kernel of a plan, and the plan. Kernels are compiled while others are
+    printed.
+    """
     kernels = Kernels(target)
     flags = 0 if denormals else abi.FLUSH_DENORMALS
     with _Compiler(target, level) as compiler:

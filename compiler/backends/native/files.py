@@ -33,8 +33,8 @@ def write(
 ) -> tuple[Path, ...]:
     """Write a module's library, header and wrapper, and its weights where they are not in the library.
 
-    Answers their paths. Nothing is left behind where it fails. Raises UsageError where the place cannot be written
-    or nothing can link, FusileError where the linker fails.
+    Answers their paths. Nothing is left behind where it fails. Raises UsageError where the place cannot be
+    written or nothing can link, FusileError where the linker fails.
     """
     from fusile.runtime.shared_library import write_shared_library
 
@@ -63,9 +63,11 @@ def _as_file(weights: Memory, interface: abi.PlanInterface, path: Path) -> Path:
 
 
 def load(path: Path, threads: int | None = None) -> NativeModule:
-    """A module out of a .so file that `write` wrote; its weights are in it, or in a file of its name beside it.
+    """A module out of a .so file that `write` wrote; its weights are in it, or in a file of its name beside
+    it.
 
-    Loading a library runs code of it. Raises UsageError where there is no file or it is no module of fusile's.
+    Loading a library runs code of it. Raises UsageError where there is no file or it is no module of
+    fusile's.
     """
     if not path.is_file():
         raise UsageError(f"There is no file {str(path)!r}")

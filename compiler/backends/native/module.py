@@ -23,7 +23,7 @@ from fusile.errors import FusileError, InternalError, RunError, UsageError, show
 from fusile.ir.types import BY_CODE, numpy_dtype
 from fusile.runtime import abi
 from fusile.runtime.image import Image
-from fusile.runtime.module import Array, Module, ModelInfo, Port, Signature, Value
+from fusile.runtime.module import Array, ModelInfo, Module, Port, Signature, Value
 from fusile.target import available_cores
 
 Function = Callable[..., Any]
@@ -54,8 +54,8 @@ def image_code(image: Image) -> Code:
 
 
 def library_code(path: Path, prefix: str) -> Code:
-    """The interface of a .so file, whose instances have pools of their own. Raises OSError where it cannot be loaded,
-    AttributeError where it has no functions of this prefix.
+    """The interface of a .so file, whose instances have pools of their own. Raises OSError where it cannot
+    be loaded, AttributeError where it has no functions of this prefix.
     """
     library = ctypes.CDLL(os.fspath(path.absolute()))
 
@@ -149,7 +149,9 @@ class Saver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """What people see of a module: its ports with their names in the model, and what the model says about itself."""
+    """What people see of a module: its ports with their names in the model, and what the model says about
+    itself.
+    """
 
     inputs: tuple[abi.Port, ...]
     outputs: tuple[abi.Port, ...]
@@ -157,14 +159,20 @@ class Face:
 
 
 class NativeModule(Module):
-    """A compiled model in this process. Threads may run it at the same time, each call in a context of its own.
+    """A compiled model in this process. Threads may run it at the same time, each call in a context of its
+    own.
 
-    `interface` is what the code says of its ports, `face` what is shown of them: symbols that the compiler made
-    up for unnamed dimensions are None there.
+    `interface` is what the code says of its ports, `face` what is shown of them: symbols that the compiler
+    made up for unnamed dimensions are None there.
     """
 
     def __init__(
-        self, instance: Instance, interface: abi.PlanInterface, face: Face, threads: int, saver: Saver | None = None
+        self,
+        instance: Instance,
+        interface: abi.PlanInterface,
+        face: Face,
+        threads: int,
+        saver: Saver | None = None,
     ) -> None:
         self.signature = Signature([Port.tensor(p.name, p.dtype, p.dims) for p in face.inputs])
         self.outputs = tuple(Port.tensor(p.name, p.dtype, p.dims) for p in face.outputs)
@@ -198,8 +206,8 @@ class NativeModule(Module):
     ) -> tuple[Path, ...]:
         """Write X.so with X.h and X.py beside it: all of them, or, where that fails, none.
 
-        The weights lie in the library, or with `embed=False` in X.weights. `linker` is the program to link with.
-        Raises UsageError where there is no linker, or where the module came from a file itself.
+        The weights lie in the library, or with `embed=False` in X.weights. `linker` is the program to link
+        with. Raises UsageError where there is no linker, or where the module came from a file itself.
         """
         if self._saver is None:
             raise UsageError(
@@ -243,10 +251,13 @@ class _Result:
 
 
 class _Call:
-    """The state of one call at a time: a context, the structs of its tensors, the shapes that stand in them."""
+    """The state of one call at a time: a context, the structs of its tensors, the shapes that stand in
+    them.
+    """
 
     __slots__ = (
-        "_context", "_inputs", "_instance", "_names", "_outputs", "_results", "_shapes", "_slots", "_targets",
+        "_context", "_inputs", "_instance", "_names", "_outputs", "_places", "_results", "_run", "_shapes",
+        "_slots", "_targets",
     )  # fmt: skip
 
     def __init__(
@@ -254,8 +265,15 @@ class _Call:
     ) -> None:
         self._instance = instance
         self._context = instance.context(threads)
+        self._run = instance.code.run
         self._inputs = (abi.Tensor * max(1, len(inputs)))()
         self._outputs = (abi.Tensor * max(1, len(outputs)))()
+        self._places = (
+            instance.address,
+            self._context.address,
+            ctypes.addressof(self._inputs),
+            ctypes.addressof(self._outputs),
+        )
         self._slots = list(self._inputs)[: len(inputs)]
         self._targets = list(self._outputs)[: len(outputs)]
         self._results = [_Result(numpy_dtype(BY_CODE[port.dtype]), len(port.dims)) for port in outputs]
@@ -279,10 +297,7 @@ class _Call:
                 array = np.empty(result.shape, result.dtype)
                 target.data = _address(array)
                 made.append(array)
-        status = self._instance.code.run(
-            self._instance.address, self._context.address, self._inputs, self._outputs
-        )
-        if status:
+        if self._run(*self._places):
             raise self._error()
         return [
             self._taken(target, result) if array is None else array
@@ -311,10 +326,7 @@ class _Call:
             target.data, target.capacity = None, 0
         for slot in self._slots:
             slot.data = 64  # somewhere: sizes are looked at before memory
-        status = self._instance.code.run(
-            self._instance.address, self._context.address, self._inputs, self._outputs
-        )
-        if not status:
+        if not self._run(*self._places):
             raise InternalError("Shapes were refused that a run takes")
         return self._error()
 
@@ -329,9 +341,7 @@ class _Call:
     def _error(self) -> RunError:
         report = abi.ErrorReport()
         self._instance.code.last_error(self._context.address, ctypes.byref(report))
-        return run_error(
-            report.code, report.node.decode("utf-8", "replace"), report.a, report.b, self._names
-        )
+        return run_error(report.code, report.node.decode("utf-8", "replace"), report.a, report.b, self._names)
 
 
 _STATUS_TEXTS = {

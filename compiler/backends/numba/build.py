@@ -13,7 +13,7 @@ from fusile.ir.plan import Plan, Variant, plan_text
 from fusile.ir.tensor import Program, Stage
 from fusile.ir.text import program_text
 from fusile.options import Options
-from fusile.passes import fuse
+from fusile.passes import fuse, strict
 from fusile.passes.fuse import Group
 from fusile.passes.inline import Log
 from fusile.passes.lower import lower as lower_group
@@ -48,20 +48,25 @@ def build(
 ) -> Plan:
     """The plan of a canonical graph whose operators all have definitions."""
     program = lower(model)
+    strict.check_program("to_tensor", None, program)
     dump("program", lambda: program_text(program))
     for name, step in passes:
-        program = step(program, settings)
+        before, program = program, step(program, settings)
+        strict.check_program(name, before, program)
         dump(name, lambda p=program: program_text(p))  # type: ignore[misc]
     groups = fuse.group(program, settings.log, settings.same)
     kernels: list[tuple[Kernel, Kernel]] = []
 
     def lowered(group: Group) -> tuple[Variant, ...]:
         naive = lower_group(group, kernel_name(group))
+        strict.check_lowered(group, naive)
         fast = schedule(naive)
+        strict.check_kernel("schedule", naive, fast)
         kernels.append((naive, fast))
         return (Variant(None, fast, arguments(fast)),)
 
     plan = build_plan(program, groups, lowered)
+    strict.check_plan(program, plan)
     dump("loops", lambda: "\n".join(kernel_text(n) for n, _ in kernels))
     dump("schedule", lambda: "\n".join(kernel_text(f) for _, f in kernels))
     dump("plan", lambda: plan_text(plan))

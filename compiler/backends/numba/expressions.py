@@ -48,6 +48,10 @@ class Names:
     def fresh(self, hint: str) -> str:
         return identifier(hint, self.taken)
 
+    def release(self, thing: object) -> None:
+        """The name of something that has ended may be taken again."""
+        self.taken.discard(self.of.pop(thing))
+
 
 @dataclass(slots=True)
 class Holes:

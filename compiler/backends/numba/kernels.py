@@ -192,6 +192,7 @@ class KernelPrinter:
     def serial(self, s: For) -> None:
         self.lines.add(f"for {self.axis(s.axis)} in range({self.extent(s)}):")
         self.nested(s.body)
+        self.names.release(s.axis)  # loops beside this one may use its name again
 
     def axis(self, a: Axis) -> str:
         return self.names.name(a, a.name)

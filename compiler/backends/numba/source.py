@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
 
 from fusile.backends.numba.helpers import Helpers
-from fusile.backends.numba.kernels import Dialect, Function, Library, Surroundings, Use
+from fusile.backends.numba.kernels import RESERVED, Dialect, Function, Library, Surroundings, Use
 from fusile.backends.numba.plan import PlanPrinter, Sites, Words
 from fusile.escape import comment_text, python_string
 from fusile.ir.expr import Const, Dim
@@ -66,8 +66,8 @@ def print_module(plan: Plan, target: Target, options: Options, cache: bool) -> M
         library.add(k)
     for k in plan.prepare_kernels():
         library.add(k, literals=1)
-    functions, uses = library.functions((*FRAME, *_builtins()))
-    taken = (*FRAME, *_builtins(), *(f.name for f in functions))
+    functions, uses = library.functions((*FRAME, *RESERVED))
+    taken = (*FRAME, *RESERVED, *helpers.texts, *(f.name for f in functions))
     printer = PlanPrinter(plan, uses, target.words, helpers.use, taken)
     run = printer.run()
     prepare = printer.prepare()
@@ -99,12 +99,6 @@ def environment(folder: str) -> jinja2.Environment:
         loader=jinja2.PackageLoader("fusile.templates", folder), undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True,
         lstrip_blocks=True, autoescape=False,
     )  # fmt: skip
-
-
-def _builtins() -> Iterable[str]:
-    import builtins
-
-    return dir(builtins)
 
 
 def type_lines(text: str) -> list[str]:
