@@ -10,6 +10,7 @@ loop runs only where no extent is zero.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Iterable, Mapping
 
 from fusile.ir.expr import Apply, Axis, Const, Dim, Expr, apply, as_expr, const, raw_apply
@@ -183,6 +184,7 @@ def arithmetic(op: str, args: tuple[Expr, ...]) -> Expr:
     return raw_apply(op, args, I64)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _divide(op: str, a: Expr, b: Expr) -> Expr:
     divisor = poly(b)
     if not positive(divisor):
@@ -266,6 +268,7 @@ def _without(monomial: Monomial, by: Monomial) -> Monomial | None:
 # ---- proofs ----
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _bound(atom: Expr, upper: bool) -> Poly | None:
     """A bound of one atom: of an axis in terms of its extent, of others in terms of dims alone; or None."""
     if isinstance(atom, Dim):
@@ -416,6 +419,7 @@ def _without_atom(p: Mapping[Monomial, int], atom: Expr, upper: bool, cancels: b
     return out
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _never_negative(atom: Expr) -> bool:
     low = _bound(atom, False)
     return low is not None and _dims_nonnegative(low)
@@ -451,8 +455,12 @@ def _dims_nonnegative(p: Mapping[Monomial, int]) -> bool:
 
 def nonnegative(p: Mapping[Monomial, int]) -> bool:
     """Whether p >= 0 is provable."""
-    if not p:
-        return True
+    return not p or _nonnegative(frozenset(p.items()))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _nonnegative(terms: frozenset[tuple[Monomial, int]]) -> bool:
+    p = dict(terms)
     for how in _Quotients:
         found = _resolved(p, False, how)
         if found is not None and _dims_nonnegative(found):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fusile.ir import index as ix
-from fusile.ir.expr import Axis
+from fusile.ir.expr import Axis, const, free
 from fusile.ir.tensor import Compute, Program, Stage, Tensor, stage_reads
 from fusile.ir.types import storage_bytes
 from fusile.passes import access
@@ -21,6 +21,10 @@ MOST_PRIVATE_BYTES = 1 << 18
 """What one iteration of a domain may keep to itself: an eighth of a usual second-level cache."""
 FEWEST_POINTS = 2
 """A domain with fewer points than this is not worth the work of many stages done in one thread, unless all of it is small."""
+
+
+MOST_LANES = 256
+"""Partial results of a reduction that was split over lanes, at most."""
 
 
 @dataclass(eq=False, slots=True)
@@ -153,13 +157,13 @@ class _Grouper:
         axes = group.domain[first]
         if group.heavy:
             return "it needs more than one point of a tiled contraction"
-        if stage.reduction is None:
-            return "it reads other points than it writes"
-        if any(isinstance(s, Compute) and access.is_window(s) for s in (*group.stages, stage)):
-            return "a sliding window is tiled over all its points"
         kept = [a for q, a in enumerate(axes) if q not in lost]
         points = ix.number(ix.product(a.extent for a in kept))
         private = ix.number(ix.product(axes[q].extent for q in lost))
+        if stage.reduction is None and (private is None or private > MOST_LANES):
+            return "it reads other points than it writes"
+        if any(isinstance(s, Compute) and access.is_window(s) and not _in_lanes(s) for s in (*group.stages, stage)):
+            return "a sliding window is tiled over all its points"
         if private is not None and private * storage_bytes(stage.out.dtype) > MOST_PRIVATE_BYTES:
             return f"{private} elements would be kept per iteration"
         if not kept or (points is not None and points < FEWEST_POINTS and (private or 0) > 4096):
@@ -228,6 +232,23 @@ def _crossed(group: Group, stage: Compute, mapping: dict[int, Axis]) -> bool:
     theirs = sorted(wide, key=lambda q: first.axes.index(group.domain[first][q]))
     mine = sorted(wide, key=lambda q: stage.axes.index(mapping[q]))
     return theirs != mine
+
+
+def _in_lanes(stage: Compute) -> bool:
+    """Whether a reduction only reads like a window because it was split over lanes: at k * lanes + lane."""
+    r = stage.reduction
+    assert r is not None
+    for x in access.reads(r.body):
+        for i in x.index:
+            outer = [a for a in stage.axes if a in free(i)]
+            inner = [a for a in r.axes if a in free(i)]
+            if not (outer and inner):
+                continue
+            if len(outer) != 1 or len(inner) != 1 or ix.coefficient(i, outer[0]) is not const(1):
+                return False
+            if ix.coefficient(i, inner[0]) is not outer[0].extent:
+                return False
+    return True
 
 
 def group(program: Program, log: Log, same: Callable[[Stage, Stage], bool]) -> list[Group]:

@@ -25,7 +25,7 @@ def test_support_code_is_compiled_once(tmp_path: Path, monkeypatch: pytest.Monke
     cache = Cache(tmp_path)
     first = native_support.support_objects(host(), cache)
     image = native_support.support_image(host(), cache)
-    monkeypatch.setattr(native_support, "compile_objects", None)
+    monkeypatch.setattr("fusile.runtime.workers.compile_objects", None)
     assert native_support.support_objects(host(), cache) == first
     assert native_support.support_image(host(), cache) == image
     assert [name for name, _ in first] == ["support", "interface"]

@@ -145,6 +145,22 @@ def test_a_library_exports_its_interface_and_needs_the_c_library_alone(write: An
 
 
 @needs_cc
+def test_the_library_can_be_imported_like_the_wrapper_beside_it(write: Any) -> None:
+    """Python takes tiny.so before tiny.py, so that the library hands over to it."""
+    folder = write().library.parent
+    code = "import tiny, numpy; model = tiny.load(); print(tiny.__name__, model(numpy.ones((1, 4), 'f4'), numpy.zeros(1, 'i8'))[0])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "tiny [[2. 4. 6. 8.]]\n", done.stderr
+    (folder / "tiny.py").write_text("1 / 0")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert "ZeroDivisionError" in done.stderr
+
+
+@needs_cc
 def test_no_path_of_this_machine_is_in_the_files(write: Any, tmp_path: Path) -> None:
     files = write(embed=False)
     for path in (files.library, files.header, files.wrapper):

@@ -71,14 +71,15 @@ class Use:
 class Dialect(Protocol):
     """What a target prints its own way."""
 
-    def decorator(self, kernel: Kernel) -> str: ...
-    def alloc(self, buffer: Buffer, shape: str, word: str) -> str | None: ...
-    def loops(self, p: KernelPrinter, s: For) -> bool:
-        """Print a loop that is not serial; False where it is printed as a serial one."""
+    @property
+    def static_shapes(self) -> bool:
+        """Whether the sizes of local arrays have to be numbers in the text."""
         ...
 
-    def store(self, p: KernelPrinter, s: Store) -> bool:
-        """Print a store in a special way; False where it is printed plainly."""
+    def decorator(self, kernel: Kernel) -> str: ...
+    def alloc(self, p: KernelPrinter, buffer: Buffer, shape: str, word: str) -> str: ...
+    def loops(self, p: KernelPrinter, s: For) -> bool:
+        """Print a loop that is not serial; False where it is printed as a serial one."""
         ...
 
     def scratch(self, kernel: Kernel) -> tuple[Buffer, ...]:
@@ -175,8 +176,7 @@ class KernelPrinter:
                 case Alloc():
                     self._alloc(s.buffer)
                 case Store():
-                    if not self.dialect.store(self, s):
-                        self.store(s)
+                    self.store(s)
 
     def legal(self, e: Expr) -> Expr:
         return legal(e, self.legaliser)
@@ -237,13 +237,14 @@ class KernelPrinter:
             return
         parts = [self._length(b, d) for d in range(len(b.shape))]
         shape = parts[0] if len(parts) == 1 else f"({', '.join(parts)})"
-        text = self.dialect.alloc(b, shape, scalars.numpy_name(b.dtype))
-        if text is not None:
-            self.lines.add(f"{name} = {text}")
+        self.lines.add(f"{name} = {self.dialect.alloc(self, b, shape, scalars.numpy_name(b.dtype))}")
 
     def _length(self, b: Buffer, d: int) -> str:
         """The text of a local's size along a dimension: that of the loop that fills it where it is one."""
         n = b.shape[d]
+        if self.dialect.static_shapes:
+            assert isinstance(n, Const), f"{b} has no known size"
+            return str(n.value)
         for x, index, _ in self.local_accesses:
             if x is not b:
                 continue
@@ -374,10 +375,12 @@ def signature(name: str, params: Sequence[str], width: int = 100) -> str:
 class Cpu:
     """Numba on a CPU: tasks are iterations of a prange, locals numpy arrays."""
 
+    static_shapes: bool = False
+
     def decorator(self, kernel: Kernel) -> str:
         return "parallel_kernel" if any(isinstance(s, For) and s.kind is Kind.PARALLEL for s in walk(kernel.body)) else "kernel"
 
-    def alloc(self, buffer: Buffer, shape: str, word: str) -> str | None:
+    def alloc(self, p: KernelPrinter, buffer: Buffer, shape: str, word: str) -> str:
         return f"np.empty({shape}, {word})"
 
     def loops(self, p: KernelPrinter, s: For) -> bool:
@@ -395,9 +398,6 @@ class Cpu:
         p.body(inside)
         p.lines.depth -= 1
         return True
-
-    def store(self, p: KernelPrinter, s: Store) -> bool:
-        return False
 
     def scratch(self, kernel: Kernel) -> tuple[Buffer, ...]:
         return ()
