@@ -8,9 +8,11 @@ Seven kinds of node, hash-consed, so that equal expressions are one object and `
     Load(source, index)            one element of a tensor (tensor program) or a buffer (loop kernels)
     Apply(op, args, dtype)         a scalar operation out of OPS
     Reduce(kind, axes, body)       sum | prod | max | min over axes; only at the root of a stage
-    Guard(index, extent, site)     index, checked against 0 <= index < extent when run; site names the ONNX node
+    Guard(index, extent, site)     index, checked against 0 <= index < extent when run; site names the ONNX
+    node
 
-Scalar operations are total (see OPS). Integer index arithmetic is kept in a canonical polynomial form by `fusile.ir.index`.
+Scalar operations are total (see OPS). Integer index arithmetic is kept in a canonical polynomial form by
+`fusile.ir.index`.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Union
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from fusile.ir.types import BOOL, F32, F64, I64, DType, numpy_dtype
 
-Number = Union[int, float, bool]
+Number = int | float | bool
 
 
 class Source(Protocol):
@@ -169,12 +171,15 @@ class Guard(Expr):
         return (self.index, self.extent)
 
 
-# ---- the operations ------------------------------------------------------------------------------------------------------------
+# ---- the operations
+# ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class OpInfo:
-    """A scalar operation: how many arguments, what it answers (`same` type as its arguments, `bool`, or `given` by the node), and in words."""
+    """A scalar operation: how many arguments, what it answers (`same` type as its arguments, `bool`, or
+    `given` by the node), and in words.
+    """
 
     arity: int
     result: str
@@ -232,7 +237,8 @@ OPS: dict[str, OpInfo] = {
     "cast": OpInfo(
         1,
         "given",
-        "to the node's type; float to integer truncates, saturates, NaN is 0; integers wrap; to bool is a != 0",
+        "to the node's type; float to integer truncates, saturates, NaN is 0; integers wrap; to "
+        "bool is a != 0",
     ),
     "bitcast": OpInfo(1, "given", "the same bits as another type of the same width"),
 }
@@ -319,7 +325,9 @@ def raw_apply(op: str, args: tuple[Expr, ...], dtype: DType) -> Expr:
 
 
 def apply(op: str, *values: Expr | Number, dtype: DType | None = None) -> Expr:
-    """A scalar operation, simplified. Plain numbers take the type of the expression beside them. Raises TypeError on a type mismatch."""
+    """A scalar operation, simplified. Plain numbers take the type of the expression beside them. Raises
+    TypeError on a type mismatch.
+    """
     info = OPS[op]
     like = next((v.dtype for v in reversed(values) if isinstance(v, Expr)), I64)
     if op == "select":
@@ -421,7 +429,9 @@ _COMPARISONS: dict[str, Callable[[Number, Number], bool]] = {
 
 
 def fold(op: str, values: tuple[Number, ...], source: DType, result: DType) -> Number | None:
-    """The value of an operation on literals, or None where folding is left to the target (inexact float operations)."""
+    """The value of an operation on literals, or None where folding is left to the target (inexact float
+    operations).
+    """
     if op in _COMPARISONS:
         return _COMPARISONS[op](values[0], values[1])
     if op == "select":
@@ -471,7 +481,8 @@ def _round_to(value: float, t: DType) -> float:
         return float(np.asarray(value).astype(numpy_dtype(t)))
 
 
-# ---- walking ---------------------------------------------------------------------------------------------------------------------
+# ---- walking -----------------------------------------------------------------------------------------------
+# ----------------------
 
 
 def free(e: Expr) -> frozenset[Expr]:
@@ -554,7 +565,8 @@ def nodes(e: Expr) -> list[Expr]:
     return list(seen)
 
 
-# ---- words for definitions -------------------------------------------------------------------------------------------------------
+# ---- words for definitions
+# -------------------------------------------------------------------------------------------------------
 
 
 def select(test: Expr, yes: Expr | Number, no: Expr | Number) -> Expr:

@@ -363,7 +363,7 @@ def _resolved(p: Mapping[Monomial, int], upper: bool, how: _Quotients) -> Poly |
         atoms = {a for m in out for a in m if not isinstance(a, Dim)}
         if not atoms:
             return dict(out)
-        turns = {a: (_turn(a, atoms), _rank(a)) for a in atoms}
+        turns = {a: (*_turn(a, atoms), _rank(a)) for a in atoms}
         atom = min(atoms, key=turns.__getitem__)
         by = _divisor(atom) if how is _Quotients.SCALED else 1
         if factor * by <= _MOST_FACTOR and any(atom in m and c % by for m, c in out.items()):
@@ -381,13 +381,16 @@ def _divisor(atom: Expr) -> int:
     return 1
 
 
-def _turn(atom: Expr, atoms: Iterable[Expr]) -> int:
+def _turn(atom: Expr, atoms: Iterable[Expr]) -> tuple[int, int]:
     """Quotients of axes before the axes, an axis before those that its extent depends on, quotients of sizes
-    last.
+    last; what is larger before what may be a part of it.
     """
+    from fusile.ir.expr import nodes
+
     if not isinstance(atom, Axis):
-        return 0 if _over_axes(atom) else 3
-    return 2 if any(b is not atom and isinstance(b, Axis) and _mentions(b.extent, atom) for b in atoms) else 1
+        return 0 if _over_axes(atom) else 3, -len(nodes(atom))
+    inside = any(b is not atom and isinstance(b, Axis) and _mentions(b.extent, atom) for b in atoms)
+    return 2 if inside else 1, 0
 
 
 def _over_axes(e: Expr) -> bool:

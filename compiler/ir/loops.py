@@ -1,17 +1,20 @@
 """Loop kernels: order without new meaning.
 
-    Buffer   typed, row-major memory: `param` (an argument), `local` (registers or stack of one iteration), `scratch` (memory of one task)
+    Buffer   typed, row-major memory: `param` (an argument), `local` (registers or stack of one iteration),
+    `scratch` (memory of one task)
     For      a loop over an axis, 0 <= axis < extent, of a kind:
                serial    in order
                parallel  iterations are tasks; only outermost, perfectly nested ones
                vector    all iterations at once, in the lanes of one vector
-               jam       all iterations side by side, each with its own locals: loops inside are run once for all of them (register tile)
+               jam       all iterations side by side, each with its own locals: loops inside are run once
+               for all of them (register tile)
                block, thread   the grid of a GPU
     If       statements under a condition (lanes under a false one do nothing)
     Alloc    a local or scratch buffer, alive until the end of the enclosing statement list
     Store    buffer[index] = value; `stream` bypasses the cache where the target can
 
-vector and jam may be given to any loop whose iterations are independent of each other; all kinds mean the same as serial then.
+vector and jam may be given to any loop whose iterations are independent of each other; all kinds mean the
+same as serial then.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Dim, Expr, Load, as_expr, free, nodes, substitute
@@ -40,7 +43,9 @@ class Kind(enum.Enum):
 
 @dataclass(eq=False, slots=True)
 class Buffer:
-    """Row-major memory of `shape` elements. `scope`: param | local | scratch. `constant`: never written while the model runs."""
+    """Row-major memory of `shape` elements. `scope`: param | local | scratch. `constant`: never written while
+    the model runs.
+    """
 
     name: str
     dtype: DType
@@ -88,13 +93,15 @@ class Store:
     stream: bool = False
 
 
-Stmt = Union[For, If, Alloc, Store]
+Stmt = For | If | Alloc | Store
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Kernel:
-    """A unit of work: `params` are its buffers (written ones in `writes`), `dims` its symbolic sizes. `schedule` lists the rewrites that
-    made it out of the naive nest, `origins` the ONNX nodes that it computes."""
+    """A unit of work: `params` are its buffers (written ones in `writes`), `dims` its symbolic sizes.
+    `schedule` lists the rewrites that
+    made it out of the naive nest, `origins` the ONNX nodes that it computes.
+    """
 
     name: str
     params: tuple[Buffer, ...]
@@ -108,7 +115,8 @@ class Kernel:
         return replace(self, body=tuple(body), schedule=(*self.schedule, step) if step else self.schedule)
 
 
-# ---- walking ---------------------------------------------------------------------------------------------------------------------
+# ---- walking -----------------------------------------------------------------------------------------------
+# ----------------------
 
 
 def walk(body: Iterable[Stmt]) -> Iterator[Stmt]:
@@ -165,7 +173,9 @@ def map_exprs(body: Iterable[Stmt], f: Callable[[Expr], Expr]) -> tuple[Stmt, ..
 
 
 def substitute_stmts(body: Iterable[Stmt], mapping: Mapping[Expr, Expr]) -> tuple[Stmt, ...]:
-    """Replace axes by expressions; locals and inner axes are made anew, so that copies of a body do not share them."""
+    """Replace axes by expressions; locals and inner axes are made anew, so that copies of a body do not share
+    them.
+    """
     from fusile.ir.expr import axis as new_axis
 
     out: list[Stmt] = []
@@ -228,7 +238,8 @@ def dims_of(body: Iterable[Stmt], buffers: Iterable[Buffer]) -> tuple[Dim, ...]:
     return tuple(sorted((d for d in found if isinstance(d, Dim)), key=lambda d: d.name))
 
 
-# ---- text ------------------------------------------------------------------------------------------------------------
+# ---- text
+# ------------------------------------------------------------------------------------------------------------
 
 
 def kernel_text(k: Kernel) -> str:

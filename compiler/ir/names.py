@@ -1,4 +1,5 @@
-"""Names and expressions as text. Names come out of models that nobody vouches for: what is not a plain word is quoted and
+"""Names and expressions as text. Names come out of models that nobody vouches for: what is not a plain word
+is quoted and
 escaped, and two things of one name are told apart.
 """
 
@@ -16,16 +17,33 @@ from fusile.ir.types import BOOL, F32, I64
 _PLAIN = re.compile(r"(?!\d)[A-Za-z0-9_./:]+")
 _LONGEST = 160
 _SHARED = 40
-"""A part of an expression that occurs more than once is said once, below it, where its text is longer than this."""
+"""A part of an expression that occurs more than once is said once, below it, where its text is longer than
+this.
+"""
 
 _INFIX = {
-    "add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod": "%", "lt": "<", "le": "<=", "eq": "==", "ne": "!=",
-    "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>",
-}  # fmt: skip
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "floordiv": "//",
+    "mod": "%",
+    "lt": "<",
+    "le": "<=",
+    "eq": "==",
+    "ne": "!=",
+    "and": "&",
+    "or": "|",
+    "xor": "^",
+    "shl": "<<",
+    "shr": ">>",
+}
 
 
 def _literal(c: Const) -> str:
-    """i64, bool and f32 as they are, others with their type; floats with the fewest digits that say which they are."""
+    """i64, bool and f32 as they are, others with their type; floats with the fewest digits that say which
+    they are.
+    """
     if c.dtype is I64 or c.dtype is BOOL:
         return str(c.value)
     text = repr(c.value)
@@ -54,7 +72,9 @@ def comment(text: str) -> str:
 
 
 class Names:
-    """A name of its own for everything in one text; `inside` opens a scope, whose names are free again outside it."""
+    """A name of its own for everything in one text; `inside` opens a scope, whose names are free again
+    outside it.
+    """
 
     def __init__(self) -> None:
         self._given: dict[Named, str] = {}
@@ -66,7 +86,8 @@ class Names:
         return out
 
     def of(self, thing: Named) -> str:
-        """The name of a tensor, a buffer, an axis or a size: its own, or with a number where that is taken."""
+        """The name of a tensor, a buffer, an axis or a size: its own, or with a number where that "
+        "is taken."""
         found = self._given.get(thing)
         if found is None:
             base = found = plain(thing.name)
@@ -86,7 +107,9 @@ class _Unscoped(Names):
 
 
 def expr_text(e: Expr, names: Names | None = None) -> str:
-    """An expression in infix form on one line; types are shown where a literal or a cast would leave them open."""
+    """An expression in infix form on one line; types are shown where a literal or a cast would leave them
+    open.
+    """
     text, shared = expr_parts(e, names)
     return f"{text} where {'; '.join(shared)}" if shared else text
 

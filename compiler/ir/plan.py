@@ -1,17 +1,19 @@
 """The plan: the host program over kernels. Which kernel runs when, on which memory, for which sizes.
 
-    Define   dim = value        a size known only now, worked out from dims and elements of tensors; refused below 0
-    Check    condition          a requirement on sizes; the run fails with the node's name where it does not hold
+    Define   dim = value        a size known only now, worked out from dims and elements of tensors;
+    refused below 0
+    Check    condition          a requirement on sizes; the run fails with the node's name where it does
+    not hold
     Call     variants           the first kernel whose guard holds (the last has none), on its tensors
 
-Memory is said per tensor by a Place: an input, an output, packed weights, the arena, or a temporary made when its size is known.
+Memory is said per tensor by a Place: an input, an output, packed weights, the arena, or a temporary made
+when its size is known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Union
 
 from fusile.ir.expr import Const, Dim, Expr, as_expr
 from fusile.ir.loops import Buffer, Kernel, kernel_text
@@ -22,7 +24,9 @@ from fusile.ir.text import tensor_text
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Place:
-    """Where a tensor lies. `kind`: input | output | weights | arena | temp; `number` which input, output or temp; `offset` in bytes."""
+    """Where a tensor lies. `kind`: input | output | weights | arena | temp; `number` which input, output or
+    temp; `offset` in bytes.
+    """
 
     kind: str
     number: int = 0
@@ -45,7 +49,9 @@ class Check:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Variant:
-    """A kernel for the sizes under which `guard` holds (None: always). `arguments` are the tensors of its parameters."""
+    """A kernel for the sizes under which `guard` holds (None: always). `arguments` are the tensors of its
+    parameters.
+    """
 
     guard: Expr | None
     kernel: Kernel
@@ -54,19 +60,23 @@ class Variant:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Call:
-    """Run one kernel. `fresh` are the tensors whose memory is made just before, because their size is known only now."""
+    """Run one kernel. `fresh` are the tensors whose memory is made just before, because their size is known
+    only now.
+    """
 
     variants: tuple[Variant, ...]
     fresh: tuple[Tensor, ...] = ()
     release: tuple[Tensor, ...] = ()
 
 
-Step = Union[Define, Check, Call]
+Step = Define | Check | Call
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PrepareStep:
-    """Packs one group of weights: `raw` initialisers in, `packed` tensors out, by calls that keep what is between in temporaries."""
+    """Packs one group of weights: `raw` initialisers in, `packed` tensors out, by calls that keep what is
+    between in temporaries.
+    """
 
     raw: tuple[Tensor, ...]
     calls: tuple[Call, ...]
@@ -75,7 +85,9 @@ class PrepareStep:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Plan:
-    """`symbols` are the dims that inputs bind, in order; `weights` the packed block: tensors at offsets, `weights_bytes` long."""
+    """`symbols` are the dims that inputs bind, in order; `weights` the packed block: tensors at offsets,
+    `weights_bytes` long.
+    """
 
     name: str
     inputs: tuple[Tensor, ...]

@@ -1,9 +1,14 @@
-"""The meaning of loop kernels and of plans: a slow interpreter of single elements, which judges schedules and printers.
+"""The meaning of loop kernels and of plans: a slow interpreter of single elements, which judges schedules and
+printers.
 
-Loops of kind `vector` and `jam` run as `fusile.ir.loops` says: their iterations go side by side, statement by statement,
-each with its own locals, and a statement is evaluated for all of them before any of them stores. All other kinds run in order.
-Memory that nothing has written yet holds NaN, or -1 where it is for whole numbers. Accesses outside a buffer, two iterations side by
-side that store to one element, and loops that iterations side by side would run a different number of times are bugs of
+Loops of kind `vector` and `jam` run as `fusile.ir.loops` says: their iterations go side by side, statement
+by statement,
+each with its own locals, and a statement is evaluated for all of them before any of them stores. All other
+kinds run in order.
+Memory that nothing has written yet holds NaN, or -1 where it is for whole numbers. Accesses outside a
+buffer, two iterations side by
+side that store to one element, and loops that iterations side by side would run a different number of
+times are bugs of
 fusile (InternalError); an index out of range that the kernel checks itself is a RunError, as in native code.
 """
 
@@ -32,7 +37,8 @@ Memo = dict[Expr, Any]
 
 @dataclass(eq=False, slots=True)
 class _Lane:
-    """One of the iterations that run side by side: the values of axes and dims, and the memory that it sees."""
+    """One of the iterations that run side by side: the values of axes and dims, and the memory "
+    "that it sees."""
 
     values: dict[Expr, int]
     memory: dict[Buffer, Array]
@@ -52,11 +58,14 @@ def _block(size: int) -> Array:
     return np.full(size, FRESH_BYTE, np.uint8)
 
 
-# ---- expressions -----------------------------------------------------------------------------------------------------
+# ---- expressions
+# -----------------------------------------------------------------------------------------------------
 
 
 class _Compiler:
-    """Expressions to Python closures, each once. Whole numbers of type i64 are Python ints, bools Python bools."""
+    """Expressions to Python closures, each once. Whole numbers of type i64 are Python ints, bools Python
+    bools.
+    """
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -127,7 +136,9 @@ class _Compiler:
         def checked(lane: _Lane, memo: Memo) -> int:
             index, extent = int(c[0](lane, memo)), int(c[1](lane, memo))
             if not 0 <= index < extent:
-                raise RunError("An index is out of range", node=e.site, why=f"{index} is not in 0 .. {extent - 1}")
+                raise RunError(
+                    "An index is out of range", node=e.site, why=f"{index} is not in 0 .. {extent - 1}"
+                )
             return index
 
         return checked
@@ -209,7 +220,8 @@ def _scalar(value: Any, dtype: DType) -> Any:
     return np.asarray(value).astype(numpy_dtype(dtype))[()]
 
 
-# ---- statements ------------------------------------------------------------------------------------------------------
+# ---- statements
+# ------------------------------------------------------------------------------------------------------
 
 
 class _Machine:
@@ -249,7 +261,8 @@ class _Machine:
         counts = {int(self.value(s.axis.extent, lane)) for lane in lanes}
         if len(counts) != 1:
             raise InternalError(
-                f"the loop over {s.axis.name} runs {sorted(counts)} times in iterations side by side", where=self.where
+                f"the loop over {s.axis.name} runs {sorted(counts)} times in iterations side by side",
+                where=self.where,
             )
         return counts.pop()
 
@@ -276,7 +289,9 @@ class _Machine:
             self.compiler.inside(s.buffer, array, at, "writes")
             places.append((array, at, self.value(s.value, lane)))
         if len(lanes) > 1 and len({(id(array), at) for array, at, _ in places}) < len(places):
-            raise InternalError(f"iterations side by side write one element of {s.buffer.name}", where=self.where)
+            raise InternalError(
+                f"iterations side by side write one element of {s.buffer.name}", where=self.where
+            )
         for array, at, value in places:
             array[at] = value
 
@@ -284,7 +299,8 @@ class _Machine:
 def run_kernel(kernel: Kernel, arrays: Mapping[Buffer, Array], dims: Mapping[Dim, int]) -> None:
     """Run a kernel on its parameters' memory, in place.
 
-    Raises RunError for an index that the kernel checks, InternalError for what no correct kernel does, and for memory
+    Raises RunError for an index that the kernel checks, InternalError for what no correct kernel does, and
+    for memory
     whose shape is not the buffer's.
     """
     missing = [b.name for b in kernel.params if b not in arrays]
@@ -302,11 +318,14 @@ def run_kernel(kernel: Kernel, arrays: Mapping[Buffer, Array], dims: Mapping[Dim
         machine.run(kernel.body, [lane])
 
 
-# ---- plans -----------------------------------------------------------------------------------------------------------
+# ---- plans
+# -----------------------------------------------------------------------------------------------------------
 
 
 class _Host:
-    """Runs the steps of a plan on blocks of bytes, one per input, output and temporary, one for weights and one arena."""
+    """Runs the steps of a plan on blocks of bytes, one per input, output and temporary, one for weights and
+    one arena.
+    """
 
     def __init__(self, plan: Plan, dims: Mapping[Expr, int]) -> None:
         self.plan = plan
@@ -333,7 +352,8 @@ class _Host:
         block = self.blocks.get((place.kind, place.number))
         if block is None:
             raise InternalError(
-                f"{t.name} is used while {place.kind}{place.number} does not exist", where=f"plan {self.plan.name}"
+                f"{t.name} is used while {place.kind}{place.number} does not exist",
+                where=f"plan {self.plan.name}",
             )
         return self._part(t, block, place)
 
@@ -341,7 +361,8 @@ class _Host:
         start, size = self.size(place.offset), self.bytes_of(t)
         if start < 0 or start + size > block.nbytes:
             raise InternalError(
-                f"{t.name} takes the bytes {start} .. {start + size} of {block.nbytes}", where=f"plan {self.plan.name}"
+                f"{t.name} takes the bytes {start} .. {start + size} of {block.nbytes}",
+                where=f"plan {self.plan.name}",
             )
         part: Array = block[start : start + size].view(numpy_dtype(t.dtype)).reshape(self.shape(t))
         return part
@@ -413,7 +434,8 @@ def _known(e: Expr, dims: Mapping[Expr, Any]) -> bool:
 def run_plan(plan: Plan, feeds: Sequence[Array]) -> list[Array]:
     """The outputs of a plan on numpy inputs, in order; weights are packed first.
 
-    Raises RunError for feeds that do not fit and for what the data does, InternalError for what no correct plan does.
+    Raises RunError for feeds that do not fit and for what the data does, InternalError for what no correct
+    plan does.
     """
     host = _Host(plan, {d: np.int64(n) for d, n in bind_sizes(plan.inputs, feeds).items()})
     host.blocks["weights", 0] = _block(plan.weights_bytes)
@@ -426,7 +448,13 @@ def run_plan(plan: Plan, feeds: Sequence[Array]) -> list[Array]:
         if isinstance(s, Define) and _known(s.value, early):
             early[s.dim] = np.int64(evaluate(s.value, dict(early), host._element))
     host.blocks["arena", 0] = _block(int(evaluate(plan.arena, dict(early), host._element)))
-    late = {plan.places[t].number for s in plan.steps if isinstance(s, Call) for t in s.fresh if plan.places[t].kind == "output"}
+    late = {
+        plan.places[t].number
+        for s in plan.steps
+        if isinstance(s, Call)
+        for t in s.fresh
+        if plan.places[t].kind == "output"
+    }
     for k, t in enumerate(plan.outputs):
         if k not in late:
             shape = [int(evaluate(n, dict(early), host._element)) for n in t.shape]

@@ -1,4 +1,6 @@
-"""The text form of tensor programs: what `--dump-ir` writes and goldens compare. Deterministic for equal programs."""
+"""The text form of tensor programs: what `--dump-ir` writes and goldens compare. Deterministic for equal
+programs.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +56,8 @@ def _scatter_text(s: Scatter, indent: str, names: Names) -> str:
     updates = _axes(s.updates, names)
     index = ", ".join(expr_text(i, names) for i in s.index)
     condition, value = expr_text(s.condition, names), expr_text(s.value, names)
-    return (
-        f"{first}{_note(s.origin, s.op)}\n{indent}for ({updates}) if {condition}: {out}[{index}] {s.kind}= {value}"
-    )
+    return f"{first}{_note(s.origin, s.op)}\n{indent}for ({updates}) if {condition}: {out}[{index}] "
+    f"{s.kind}= {value}"
 
 
 def _scan_text(s: Scan, indent: str, names: Names) -> str:

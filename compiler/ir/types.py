@@ -1,7 +1,9 @@
 """Types: what a number means (a value type) and how its bits lie in memory (a storage).
 
-A value type says what a scalar computes as; a storage says in which machine word it is kept and how many share one. Float16 is kept in
-16-bit words, bool in bytes, int4 two to a byte. Backends state which value types they compute in; legalisation inserts the conversions.
+A value type says what a scalar computes as; a storage says in which machine word it is kept and how many
+share one. Float16 is kept in
+16-bit words, bool in bytes, int4 two to a byte. Backends state which value types they compute in;
+legalisation inserts the conversions.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """A scalar value type. `kind` is one of b(ool), i(nt), u(nsigned), f(loat), c(omplex), s(tring); `code` is ONNX's number."""
+    """A scalar value type. `kind` is one of b(ool), i(nt), u(nsigned), f(loat), c(omplex), s(tring); `code`
+    is ONNX's number.
+    """
 
     name: str
     kind: str
@@ -78,21 +82,67 @@ C128 = DType("c128", "c", 128, 15)
 STRING = DType("string", "s", 0, 8)
 
 ALL: tuple[DType, ...] = (
-    BOOL, I2, I4, I8, I16, I32, I64, U2, U4, U8, U16, U32, U64,
-    F4E2M1, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, BF16, F16, F32, F64, C64, C128, STRING,
-)  # fmt: skip
+    BOOL,
+    I2,
+    I4,
+    I8,
+    I16,
+    I32,
+    I64,
+    U2,
+    U4,
+    U8,
+    U16,
+    U32,
+    U64,
+    F4E2M1,
+    F8E4M3FN,
+    F8E4M3FNUZ,
+    F8E5M2,
+    F8E5M2FNUZ,
+    F8E8M0,
+    BF16,
+    F16,
+    F32,
+    F64,
+    C64,
+    C128,
+    STRING,
+)
 BY_NAME: dict[str, DType] = {t.name: t for t in ALL}
 BY_CODE: dict[int, DType] = {t.code: t for t in ALL}
 
 _UNSIGNED = {8: U8, 16: U16, 32: U32, 64: U64}
 _NUMPY_NAMES = {
-    BOOL: "bool", I8: "int8", I16: "int16", I32: "int32", I64: "int64", U8: "uint8", U16: "uint16", U32: "uint32", U64: "uint64",
-    F16: "float16", F32: "float32", F64: "float64", C64: "complex64", C128: "complex128", STRING: "object",
-}  # fmt: skip
+    BOOL: "bool",
+    I8: "int8",
+    I16: "int16",
+    I32: "int32",
+    I64: "int64",
+    U8: "uint8",
+    U16: "uint16",
+    U32: "uint32",
+    U64: "uint64",
+    F16: "float16",
+    F32: "float32",
+    F64: "float64",
+    C64: "complex64",
+    C128: "complex128",
+    STRING: "object",
+}
 _ML_DTYPES_NAMES = {
-    BF16: "bfloat16", I4: "int4", U4: "uint4", I2: "int2", U2: "uint2", F4E2M1: "float4_e2m1fn", F8E4M3FN: "float8_e4m3fn",
-    F8E4M3FNUZ: "float8_e4m3fnuz", F8E5M2: "float8_e5m2", F8E5M2FNUZ: "float8_e5m2fnuz", F8E8M0: "float8_e8m0fnu",
-}  # fmt: skip
+    BF16: "bfloat16",
+    I4: "int4",
+    U4: "uint4",
+    I2: "int2",
+    U2: "uint2",
+    F4E2M1: "float4_e2m1fn",
+    F8E4M3FN: "float8_e4m3fn",
+    F8E4M3FNUZ: "float8_e4m3fnuz",
+    F8E5M2: "float8_e5m2",
+    F8E5M2FNUZ: "float8_e5m2fnuz",
+    F8E8M0: "float8_e8m0fnu",
+}
 
 
 def storage_of(t: DType) -> Storage:

@@ -1,4 +1,5 @@
-"""The promises of the tensor program and of loop kernels, checked. Tests run these after every pass; a broken promise is
+"""The promises of the tensor program and of loop kernels, checked. Tests run these after every pass; a broken
+promise is
 an InternalError that names the stage or the kernel. The promises of plans are in `fusile.ir.verify_plan`.
 """
 
@@ -19,11 +20,13 @@ __all__ = ["independent", "verify_kernel", "verify_plan", "verify_program"]
 
 _UPDATES = frozenset({"set", "add", "mul", "min", "max"})
 
-# ---- tensor program --------------------------------------------------------------------------------------------------
+# ---- tensor program
+# --------------------------------------------------------------------------------------------------
 
 
 def verify_program(program: Program) -> None:
-    """Check a tensor program: every tensor is defined once and before it is read, every axis and every size is bound, types and
+    """Check a tensor program: every tensor is defined once and before it is read, every axis and every size
+    is bound, types and
     shapes agree, reductions stand at the root. Raises InternalError.
     """
     _ProgramCheck(program).run()
@@ -87,7 +90,10 @@ class _ProgramCheck:
                 late = self.needs.get(t, frozenset()) - self.dims
                 if late:
                     names = ", ".join(sorted(repr(x) for x in late))
-                    fail(where, f"{named(t.name)} is read, which needs sizes that are not known before: {names}")
+                    fail(
+                        where,
+                        f"{named(t.name)} is read, which needs sizes that are not known before: {names}",
+                    )
 
             check_expr(d.value, self.dims, where, readable)
             self.dims.add(d.dim)
@@ -199,7 +205,10 @@ class _ProgramCheck:
         if t not in inner and t.data is None:
             fail(where, f"{named(t.name)} is handed on and no step defines it")
         if (t in self.defined or t.data is not None) and t not in reads:
-            fail(where, f"{named(t.name)} is handed on from outside, which the scan does not count among its reads")
+            fail(
+                where,
+                f"{named(t.name)} is handed on from outside, which the scan does not count among its reads",
+            )
 
 
 def _alike(a: Tensor, b: Tensor, shape: Sequence[Expr], where: str) -> None:
@@ -220,15 +229,20 @@ def _stage_exprs(s: Stage) -> tuple[Expr, ...]:
             return (s.time.extent, *(e for b in s.body for e in (*_stage_exprs(b), *b.out.shape)))
 
 
-# ---- loop kernels ----------------------------------------------------------------------------------------------------
+# ---- loop kernels
+# ----------------------------------------------------------------------------------------------------
 
 
 def verify_kernel(kernel: Kernel, proofs: bool = True) -> None:
-    """Check a loop kernel: axes are bound by a loop around them, buffers are parameters or allocated in scope, indices have a
-    buffer's rank, and loops that are no plain ones have iterations that are provably independent. Raises InternalError.
+    """Check a loop kernel: axes are bound by a loop around them, buffers are parameters or allocated in
+    scope, indices have a
+    buffer's rank, and loops that are no plain ones have iterations that are provably independent. Raises
+    InternalError.
 
-    The proof is conservative: each iteration must stay within elements of its own in every buffer that it writes. Without `proofs`
-    independence is taken for granted, as for legalised kernels, whose indices are shifts and masks that prove nothing.
+    The proof is conservative: each iteration must stay within elements of its own in every buffer that it
+    writes. Without `proofs`
+    independence is taken for granted, as for legalised kernels, whose indices are shifts and masks that
+    prove nothing.
     """
     _KernelCheck(kernel, proofs).run()
 
@@ -317,7 +331,11 @@ class _KernelCheck:
         inside = [x.axis for x in self.lockstep]
         varies = {x.axis for x in self.lockstep} & free(s.axis.extent)
         if inside and (varies or loads(s.axis.extent)):
-            fail(self.where, f"the extent of {name} differs between iterations side by side", shown(s.axis.extent))
+            fail(
+                self.where,
+                f"the extent of {name} differs between iterations side by side",
+                shown(s.axis.extent),
+            )
         match s.kind:
             case Kind.PARALLEL | Kind.BLOCK:
                 self._grid(s, name, outermost, beside)
@@ -349,7 +367,8 @@ class _KernelCheck:
             fail(self.where, f"{name} is inside another vector loop")
 
 
-# ---- independence ----------------------------------------------------------------------------------------------------
+# ---- independence
+# ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,13 +381,18 @@ class _Access:
 
 
 def independent(loop: For, where: str) -> None:
-    """Raise InternalError unless every iteration of a loop provably stays within elements of its own, in every buffer that the
+    """Raise InternalError unless every iteration of a loop provably stays within elements of its own, in
+    every buffer that the
     loop writes and that is not an iteration's own.
     """
     if ix.number(loop.axis.extent) in (0, 1):
         return
     lockstep = loop.kind in (Kind.VECTOR, Kind.JAM)
-    own = {s.buffer for s in walk(loop.body) if isinstance(s, Alloc) and not (lockstep and s.buffer.scope == "scratch")}
+    own = {
+        s.buffer
+        for s in walk(loop.body)
+        if isinstance(s, Alloc) and not (lockstep and s.buffer.scope == "scratch")
+    }
     changed = written(loop.body)
     inner = {s.axis for s in walk(loop.body) if isinstance(s, For)}
     places: dict[Buffer, list[_Access]] = {}
@@ -382,7 +406,8 @@ def independent(loop: For, where: str) -> None:
         if not any(_apart(view, known, loop.axis, inner, changed) for view in views):
             fail(
                 where,
-                f"iterations of the {loop.kind.value} loop over {named(loop.axis.name)} may meet in {named(buffer.name)}",
+                f"iterations of the {loop.kind.value} loop over {named(loop.axis.name)} may meet in "
+                f"{named(buffer.name)}",
                 "; ".join(dict.fromkeys(shown(list(x.index)) for x in found)),
             )
 
@@ -412,11 +437,16 @@ def _holds(condition: Expr) -> Iterator[ix.Poly]:
 
 
 def _apart(
-    positions: Sequence[Expr], known: Sequence[tuple[ix.Poly, ...]], a: Axis, inner: set[Axis], changed: set[Buffer]
+    positions: Sequence[Expr],
+    known: Sequence[tuple[ix.Poly, ...]],
+    a: Axis,
+    inner: set[Axis],
+    changed: set[Buffer],
 ) -> bool:
     """Whether positions with different values of `a` differ, whatever the values of the inner axes.
 
-    Every position must be o + k a + low + k n h, with o and k > 0 the same for all, n the extent of a, and 0 <= low < k: then
+    Every position must be o + k a + low + k n h, with o and k the same for all, n the extent of a, and
+    0 <= low < k: then
     a is a digit of the position.
     """
     found: list[tuple[ix.Poly, ix.Poly, ix.Poly]] = []
@@ -426,7 +456,7 @@ def _apart(
             return False
         found.append(parts)
     factor = found[0][0]
-    if any(f != factor for f, _, _ in found) or not ix.positive(factor):
+    if any(f != factor for f, _, _ in found):  # where it is not positive, no low is below it
         return False
     shared = {m: c for m, c in found[0][1].items() if all(o.get(m) == c for _, o, _ in found)}
     rests = [ix.add(ix.add(rest, outer), shared, -1) for _, outer, rest in found]
@@ -444,8 +474,10 @@ def _at_least_0(p: ix.Poly, known: Iterable[ix.Poly]) -> bool:
 
 
 def _parts(e: Expr, a: Axis, inner: Iterable[Axis]) -> tuple[ix.Poly, ix.Poly, ix.Poly] | None:
-    """(k, o, r) with e = o + k a + r, where o depends on neither `a` nor the inner axes and r holds the rest and the plain number;
-    None where e is not linear in a."""
+    """(k, o, r) with e = o + k a + r, where o depends on neither `a` nor the inner axes and r holds the rest
+    and the plain number;
+    None where e is not linear in a.
+    """
     factor: ix.Poly = {}
     outer: ix.Poly = {}
     rest: ix.Poly = {}

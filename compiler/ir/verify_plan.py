@@ -1,10 +1,12 @@
-"""The promises of plans, checked: everything is worked out before it is used, and memory in use belongs to one tensor alone.
+"""The promises of plans, checked: everything is worked out before it is used, and memory in use belongs to
+one tensor alone.
 
 Distances between arena tensors of symbolic size are not proven but worked out for a few sizes.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +27,10 @@ _SAMPLES: tuple[tuple[int, ...], ...] = ((1,), (2,), (7,), (64,), (3, 5, 2, 17, 
 
 
 def verify_plan(plan: Plan) -> None:
-    """Check a plan: sizes are defined before they are used, every tensor that a kernel takes has a place and is written before it is read,
-    arena tensors alive at the same time do not overlap, packed weights are disjoint and all written, outputs too. Raises InternalError.
+    """Check a plan: sizes are defined before they are used, every tensor that a kernel takes has a place and
+    is written before it is read,
+    arena tensors alive at the same time do not overlap, packed weights are disjoint and all written,
+    outputs too. Raises InternalError.
     """
     _PlanCheck(plan).run()
 
@@ -70,7 +74,8 @@ class _PlanCheck:
         self._outputs()
         self._arena()
 
-    # ---- packing -----------------------------------------------------------------------------------------------------
+    # ---- packing
+    # -----------------------------------------------------------------------------------------------------
 
     def _prepare(self, step: PrepareStep, where: str) -> None:
         for t in step.raw:
@@ -111,13 +116,14 @@ class _PlanCheck:
             self._aligned(start, t)
             spans.append((start, start + self._bytes(t, {}), t))
         spans.sort(key=lambda x: x[:2])
-        for (_, end, a), (start, _, b) in zip(spans, spans[1:], strict=False):
+        for (_, end, a), (start, _, b) in itertools.pairwise(spans):
             if start < end:
                 fail(self.where, f"the weights {named(a.name)} and {named(b.name)} overlap")
         if spans and max(end for _, end, _ in spans) > self.plan.weights_bytes:
             fail(self.where, f"weights end beyond {self.plan.weights_bytes} bytes")
 
-    # ---- steps -------------------------------------------------------------------------------------------------------
+    # ---- steps
+    # -------------------------------------------------------------------------------------------------------
 
     def _early(self) -> None:
         """Sizes that follow from the inputs' alone, in the order of their definitions."""
@@ -178,7 +184,11 @@ class _PlanCheck:
                 check_expr(v.guard, self.dims, where)
             lost = set(v.kernel.dims) - self.dims
             if lost:
-                fail(where, f"{v.kernel.name} needs the size {named(min(d.name for d in lost if isinstance(d, Dim)))} too early")
+                fail(
+                    where,
+                    f"{v.kernel.name} needs the size "
+                    f"{named(min(d.name for d in lost if isinstance(d, Dim)))} too early",
+                )
             self._fits(v, where)
             filled |= self._arguments(v, n, where)
         self.filled |= filled
@@ -198,7 +208,10 @@ class _PlanCheck:
             place = self._used(t, n, where)
             other = seen.setdefault(place, b)
             if other is not b and (b in changed or other in changed):
-                fail(where, f"{named(b.name)} and {named(other.name)} are one memory, which {v.kernel.name} writes")
+                fail(
+                    where,
+                    f"{named(b.name)} and {named(other.name)} are one memory, which {v.kernel.name} writes",
+                )
             if b in changed:
                 if place.kind in ("input", "weights"):
                     fail(where, f"{v.kernel.name} writes {named(t.name)}, which is {place.kind}")
@@ -234,7 +247,8 @@ class _PlanCheck:
             fail(where, f"{named(t.name)} lies in {place.kind}, not in {' or '.join(kinds)}")
         return place
 
-    # ---- memory ------------------------------------------------------------------------------------------------------
+    # ---- memory
+    # ------------------------------------------------------------------------------------------------------
 
     def _outputs(self) -> None:
         if len(self.plan.outputs) != len(self.plan.output_names):
@@ -247,7 +261,10 @@ class _PlanCheck:
                 fail(self.where, f"output {k} ({named(t.name)}) is never written")
             late = {d for e in t.shape for d in free(e)} - self.early
             if late and place not in self.live:
-                fail(self.where, f"output {k} ({named(t.name)}) is never given memory, its size is known too late")
+                fail(
+                    self.where,
+                    f"output {k} ({named(t.name)}) is never given memory, its size is known too late",
+                )
 
     def _arena(self) -> None:
         for env in self._sizes():
@@ -258,7 +275,11 @@ class _PlanCheck:
                 size = self._bytes(life.tensor, env)
                 self._aligned(start, life.tensor)
                 if start < 0 or start + size > total:
-                    fail(self.where, f"{named(life.tensor.name)} ends at {start + size} in an arena of {total} bytes{_for(env)}")
+                    fail(
+                        self.where,
+                        f"{named(life.tensor.name)} ends at {start + size} in an arena of {total} "
+                        f"bytes{_for(env)}",
+                    )
                 spans.append((start, start + size, life))
             self._overlaps(spans, env)
 
@@ -270,12 +291,17 @@ class _PlanCheck:
                     break
                 if start < end and a.first <= b.last and b.first <= a.last:
                     names = f"{named(a.tensor.name)} and {named(b.tensor.name)}"
-                    fail(self.where, f"{names} are alive at the same time and share bytes from {other}{_for(env)}")
+                    fail(
+                        self.where,
+                        f"{names} are alive at the same time and share bytes from {other}{_for(env)}",
+                    )
 
     def _sizes(self) -> Iterable[dict[Expr, Any]]:
         """A few values of the symbols, with what follows from them."""
         for sample in _SAMPLES if self.plan.symbols else _SAMPLES[:1]:
-            env: dict[Expr, Any] = {d: np.int64(sample[k % len(sample)]) for k, d in enumerate(self.plan.symbols)}
+            env: dict[Expr, Any] = {
+                d: np.int64(sample[k % len(sample)]) for k, d in enumerate(self.plan.symbols)
+            }
             for s in self.plan.steps:
                 if isinstance(s, Define) and s.dim in self.early:
                     env[s.dim] = np.int64(self._number(s.value, env))

@@ -32,7 +32,8 @@ def shown(e: object) -> str:
 
 
 def check_expr(e: Expr, scope: Iterable[Expr], where: str, on_load: OnLoad | None = None) -> None:
-    """An expression is typed, names only axes and dims in `scope`, and reads only what `on_load` lets pass (None: nothing).
+    """An expression is typed, names only axes and dims in `scope`, and reads only what `on_load` lets pass
+    (None: nothing).
 
     Raises InternalError.
     """
@@ -48,7 +49,11 @@ def check_expr(e: Expr, scope: Iterable[Expr], where: str, on_load: OnLoad | Non
             case Load():
                 _check_index(n, where)
                 if on_load is None:
-                    fail(where, f"{named(n.source.name)} is read where only sizes may stand", f"found in {shown(e)}")
+                    fail(
+                        where,
+                        f"{named(n.source.name)} is read where only sizes may stand",
+                        f"found in {shown(e)}",
+                    )
                 on_load(n)
             case Apply():
                 _check_apply(n, where)

@@ -11,7 +11,26 @@ from fusile.ir import index as ix
 from fusile.ir.expr import Apply, Axis, Const, Expr, Guard, Load, Reduce, free, loads, nodes
 from fusile.ir.tensor import Compute, Tensor
 
-EXPENSIVE = frozenset({"exp", "log", "sin", "cos", "tan", "tanh", "erf", "pow", "asin", "acos", "atan", "div", "sqrt", "mod", "rem", "floordiv"})
+EXPENSIVE = frozenset(
+    {
+        "exp",
+        "log",
+        "sin",
+        "cos",
+        "tan",
+        "tanh",
+        "erf",
+        "pow",
+        "asin",
+        "acos",
+        "atan",
+        "div",
+        "sqrt",
+        "mod",
+        "rem",
+        "floordiv",
+    }
+)
 
 
 def address(x: Load) -> Expr:
@@ -24,7 +43,9 @@ def address(x: Load) -> Expr:
 
 
 def stride(x: Load, at: Axis) -> int | None:
-    """The stride of a read along an axis, in elements, where it is a known number; 0 where the axis does not matter."""
+    """The stride of a read along an axis, in elements, where it is a known number; 0 where the axis does not
+    matter.
+    """
     if at not in free(address(x)):
         return 0
     c = ix.coefficient(address(x), at)
@@ -43,7 +64,9 @@ def is_view(stage: Compute) -> bool:
 
 
 def cost(body: Expr) -> int:
-    """Rough cost of evaluating an expression once, in simple operations (index arithmetic inside reads not counted)."""
+    """Rough cost of evaluating an expression once, in simple operations (index arithmetic inside reads not
+    counted).
+    """
     total = 0
     seen: set[Expr] = set()
     pending = [body]
@@ -60,12 +83,16 @@ def cost(body: Expr) -> int:
 
 
 def index_cost(body: Expr) -> int:
-    """Divisions, remainders, selects and reads inside the indices of an expression: what makes an index map expensive."""
+    """Divisions, remainders, selects and reads inside the indices of an expression: what makes an index map
+    expensive.
+    """
     total = 0
     for x in loads(body):
         for i in x.index:
             for n in nodes(i):
-                if isinstance(n, Load) or (isinstance(n, Apply) and n.op in ("floordiv", "mod", "div", "rem", "select", "cast")):
+                if isinstance(n, Load) or (
+                    isinstance(n, Apply) and n.op in ("floordiv", "mod", "div", "rem", "select", "cast")
+                ):
                     total += 1
     return total
 
@@ -76,8 +103,10 @@ def has_guard(body: Expr) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
-    """A sum of products of two reads. Axes by where they occur: `m` in `left` and the result, `n` in `right` and the result,
-    `batch` in all three, `k` the reduced ones."""
+    """A sum of products of two reads. Axes by where they occur: `m` in `left` and the result, `n` in `right`
+    and the result,
+    `batch` in all three, `k` the reduced ones.
+    """
 
     left: Load
     right: Load
@@ -88,7 +117,9 @@ class Contraction:
 
 
 def contraction(stage: Compute) -> Contraction | None:
-    """The stage as a contraction, or None: both operands are reused (m and n not empty), or it is a matrix times a vector."""
+    """The stage as a contraction, or None: both operands are reused (m and n not empty), or it is a matrix
+    times a vector.
+    """
     r = stage.reduction
     if r is None or r.kind != "sum" or not isinstance(r.body, Apply) or r.body.op != "mul":
         return None

@@ -1,4 +1,6 @@
-"""The last step before printing a kernel: sums of products become fma, and every expression one that the target prints."""
+"""The last step before printing a kernel: sums of products become fma, and every expression one that the
+target prints.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,13 @@ from fusile.passes.legalise import Legaliser, contract
 
 
 def finish(kernel: Kernel, target: Capabilities) -> Kernel:
-    """A kernel whose expressions are all legal for `target`. Raises UnsupportedError for an operation that it can in no way compute."""
+    """A kernel whose expressions are all legal for `target`. Raises UnsupportedError for an operation that it
+    can in no way compute.
+    """
     legalise = Legaliser(target, kernel.origins[-1] if kernel.origins else "")
     body = map_exprs(kernel.body, lambda e: legalise(contract(e) if target.has_fma else e))
     made = kernel.with_body(body)
-    assert dims_of(body, kernel.params) == kernel.dims, f"legalising {kernel.name} changed the sizes that it depends on"
+    assert dims_of(body, kernel.params) == kernel.dims, (
+        f"legalising {kernel.name} changed the sizes that it depends on"
+    )
     return made

@@ -1,7 +1,9 @@
 """Grouping: stages that share their outer loops become one kernel.
 
-A group has a domain, the outer axes that all its stages run over; whatever a stage reads of the group at the same point of the domain
-needs no memory outside the iteration. Legality is read off access maps; profit is the bytes not stored and loaded; every refusal is a
+A group has a domain, the outer axes that all its stages run over; whatever a stage reads of the group at
+the same point of the domain
+needs no memory outside the iteration. Legality is read off access maps; profit is the bytes not stored and
+loaded; every refusal is a
 sentence in the log.
 """
 
@@ -20,7 +22,9 @@ from fusile.passes.inline import Log, consumers
 MOST_PRIVATE_BYTES = 1 << 18
 """What one iteration of a domain may keep to itself: an eighth of a usual second-level cache."""
 FEWEST_POINTS = 2
-"""A domain with fewer points than this is not worth the work of many stages done in one thread, unless all of it is small."""
+"""A domain with fewer points than this is not worth the work of many stages done in one thread, unless all of
+it is small.
+"""
 
 
 MOST_LANES = 256
@@ -29,7 +33,9 @@ MOST_LANES = 256
 
 @dataclass(eq=False, slots=True)
 class Group:
-    """Stages of one kernel in order. `domain[s]` are the axes of stage s that are the shared outer loops, in the group's order."""
+    """Stages of one kernel in order. `domain[s]` are the axes of stage s that are the shared outer loops, in
+    the group's order.
+    """
 
     stages: list[Stage]
     domain: dict[Stage, tuple[Axis, ...]] = field(default_factory=dict)
@@ -68,7 +74,9 @@ class _Grouper:
                 if why is None:
                     chosen = g
                     break
-                self.log.refused.append(f"{stage.out.name} is not computed with {self.groups[g].outs[-1].name}: {why}")
+                self.log.refused.append(
+                    f"{stage.out.name} is not computed with {self.groups[g].outs[-1].name}: {why}"
+                )
             if chosen is None:
                 chosen = self._sibling(stage, made_by)
         if chosen is None:
@@ -162,7 +170,10 @@ class _Grouper:
         private = ix.number(ix.product(axes[q].extent for q in lost))
         if stage.reduction is None and (private is None or private > MOST_LANES):
             return "it reads other points than it writes"
-        if any(isinstance(s, Compute) and access.is_window(s) and not _in_lanes(s) for s in (*group.stages, stage)):
+        if any(
+            isinstance(s, Compute) and access.is_window(s) and not _in_lanes(s)
+            for s in (*group.stages, stage)
+        ):
             return "a sliding window is tiled over all its points"
         if private is not None and private * storage_bytes(stage.out.dtype) > MOST_PRIVATE_BYTES:
             return f"{private} elements would be kept per iteration"
@@ -188,12 +199,16 @@ class _Grouper:
                 ):
                     group.domain[stage] = stage.axes
                     group.stages.append(stage)
-                    self.log.made.append(f"{stage.out.name} shares the pass over {x.source.name} with {last.out.name}")
+                    self.log.made.append(
+                        f"{stage.out.name} shares the pass over {x.source.name} with {last.out.name}"
+                    )
                     return g
         return None
 
     def _find_internal(self) -> None:
-        kept = set(self.program.outputs) | {x.source for d in self.program.dim_definitions for x in access.loads(d.value)}
+        kept = set(self.program.outputs) | {
+            x.source for d in self.program.dim_definitions for x in access.loads(d.value)
+        }
         readers = consumers(self.program.stages)
         for g, group in enumerate(self.groups):
             for t in group.outs:
@@ -209,7 +224,12 @@ class _Grouper:
             stack = [start]
             while stack:
                 g = stack[-1]
-                waiting = [p for s in self.groups[g].stages for t in stage_reads(s) if (p := self.home.get(t, g)) != g and p not in done]
+                waiting = [
+                    p
+                    for s in self.groups[g].stages
+                    for t in stage_reads(s)
+                    if (p := self.home.get(t, g)) != g and p not in done
+                ]
                 if g in done:
                     stack.pop()
                 elif waiting:
@@ -254,5 +274,3 @@ def _in_lanes(stage: Compute) -> bool:
 def group(program: Program, log: Log, same: Callable[[Stage, Stage], bool]) -> list[Group]:
     """The kernels of a program, as groups of stages, in an order in which they can run."""
     return _Grouper(program, log, same).run()
-
-

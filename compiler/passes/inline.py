@@ -1,6 +1,7 @@
 """Inlining: a stage that is cheap to repeat is written into the stages that read it.
 
-Correct for any pointwise stage (`T[i] = e(i)` may always be read as `e`); whether it pays is decided from costs and access maps.
+Correct for any pointwise stage (`T[i] = e(i)` may always be read as `e`); whether it pays is decided from
+costs and access maps.
 Every refusal is a sentence in the log.
 """
 
@@ -35,7 +36,9 @@ def consumers(stages: tuple[Stage, ...]) -> dict[Tensor, list[Stage]]:
 
 
 def inline(program: Program, log: Log, same: Callable[[Stage, Stage], bool]) -> Program:
-    """Write producers into consumers wherever it pays; `same` says whether two stages may share a kernel at all (optimisation level)."""
+    """Write producers into consumers wherever it pays; `same` says whether two stages may share a kernel at
+    all (optimisation level).
+    """
     readers = consumers(program.stages)
     kept = set(program.outputs) | {x.source for d in program.dim_definitions for x in access.loads(d.value)}
     bodies: dict[Tensor, Compute] = {}
@@ -58,14 +61,18 @@ def inline(program: Program, log: Log, same: Callable[[Stage, Stage], bool]) -> 
 
 
 def _finishes(stage: Compute, readers: list[Stage], reduced: set[Tensor]) -> str | None:
-    """Why a stage that can be finished where a reduction leaves its result in registers is not moved away from there; None if it is none."""
+    """Why a stage that can be finished where a reduction leaves its result in registers is not moved away
+    from there; None if it is none.
+    """
     if access.is_view(stage):
         return None
     whole = [x.source for x in access.reads(stage.body) if x.source in reduced and _along(x, stage)]
     if not whole:
         return None
     for r in readers:
-        if isinstance(r, Compute) and not all(_along(x, r) for x in access.reads(r.body) if x.source is stage.out):
+        if isinstance(r, Compute) and not all(
+            _along(x, r) for x in access.reads(r.body) if x.source is stage.out
+        ):
             return f"it finishes {whole[0].name} in registers"
     return None
 
@@ -73,7 +80,8 @@ def _finishes(stage: Compute, readers: list[Stage], reduced: set[Tensor]) -> str
 def _along(x: Load, stage: Compute) -> bool:
     """Whether a read goes along the stage's own axes, element by element."""
     return len(x.index) == len(stage.axes) and all(
-        i is a or (ix.number(i) == 0 and ix.number(a.extent) == 1) for i, a in zip(x.index, stage.axes, strict=True)
+        i is a or (ix.number(i) == 0 and ix.number(a.extent) == 1)
+        for i, a in zip(x.index, stage.axes, strict=True)
     )
 
 
@@ -103,11 +111,15 @@ def rewrite_reads(stage: Stage, bodies: dict[Tensor, Compute]) -> Stage:
             )  # fmt: skip
         case Scan():
             body = tuple(Compute(s.out, s.axes, change(s.body), s.origin, s.op) for s in stage.body)
-            return Scan(stage.time, stage.carried, body, stage.collected, stage.finals, stage.origin, stage.op)
+            return Scan(
+                stage.time, stage.carried, body, stage.collected, stage.finals, stage.origin, stage.op
+            )
 
 
 def refusal(stage: Compute, readers: list[Stage], same: Callable[[Stage, Stage], bool]) -> str | None:
-    """Why a pointwise stage is not written into its readers: None where it is, "" where there is nothing to say."""
+    """Why a pointwise stage is not written into its readers: None where it is, "" where there is nothing to
+    say.
+    """
     if not readers:
         return ""
     for r in readers:
@@ -130,7 +142,9 @@ def refusal(stage: Compute, readers: list[Stage], same: Callable[[Stage, Stage],
     return None
 
 
-def _refusal_by(stage: Compute, reader: Compute, view: bool, price: int, twisted: int, readers: int) -> str | None:
+def _refusal_by(
+    stage: Compute, reader: Compute, view: bool, price: int, twisted: int, readers: int
+) -> str | None:
     c = access.contraction(reader)
     if c is not None:
         if not view:
@@ -153,14 +167,18 @@ def _refusal_by(stage: Compute, reader: Compute, view: bool, price: int, twisted
 
 
 def _scatters(stage: Compute, reader: Compute, c: access.Contraction) -> bool:
-    """Whether a contraction reads the stage along a reduced axis without gaps, and would not read what the stage is a view of so."""
+    """Whether a contraction reads the stage along a reduced axis without gaps, and would not read what the
+    stage is a view of so.
+    """
     source = stage.body
     if not isinstance(source, Load):
         return False
     for x in (c.left, c.right):
         if x.source is stage.out:
             direct = substitute(source, dict(zip(stage.axes, x.index, strict=True)))
-            if isinstance(direct, Load) and any(access.stride(x, k) == 1 != access.stride(direct, k) for k in c.k):
+            if isinstance(direct, Load) and any(
+                access.stride(x, k) == 1 != access.stride(direct, k) for k in c.k
+            ):
                 return True
     return False
 

@@ -1,8 +1,11 @@
 """Layouts: the order of a tensor's dimensions in memory, chosen over the whole program.
 
-A tensor is stored row-major; another layout is another tensor with its dimensions permuted, which the defining stage writes and all
-readers read. Contractions whose reduced channel lies outside their spatial axes (convolutions over NCHW data), and sliding windows, ask
-for the channel to be innermost; stages that run over equal indices hand the wish on. Inputs and outputs of the program keep their order.
+A tensor is stored row-major; another layout is another tensor with its dimensions permuted, which the
+defining stage writes and all
+readers read. Contractions whose reduced channel lies outside their spatial axes (convolutions over NCHW
+data), and sliding windows, ask
+for the channel to be innermost; stages that run over equal indices hand the wish on. Inputs and outputs of
+the program keep their order.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ class _Classes:
 
 
 def choose(program: Program, log: Log) -> Program:
-    """Permute the dimensions of intermediate tensors so that channels are innermost where contractions and windows want them."""
+    """Permute the dimensions of intermediate tensors so that channels are innermost where contractions and
+    windows want them.
+    """
     classes = _Classes()
     fixed = {*program.inputs, *program.outputs}
     fixed |= {x.source for d in program.dim_definitions for x in access.loads(d.value)}
@@ -65,9 +70,11 @@ def choose(program: Program, log: Log) -> Program:
 
 
 def merge_columns(program: Program, log: Log) -> Program:
-    """Contractions with constant weights and several n axes get one: `T[…, o, r, s]` becomes `T[…, (o R + r) S + s]`.
+    """Contractions with constant weights and several n axes get one: `T[…, o, r, s]` becomes `T[…, (o R + r)
+    S + s]`.
 
-    A register tile runs along one axis; short axes (the phases of a transposed convolution) would leave its lanes empty.
+    A register tile runs along one axis; short axes (the phases of a transposed convolution) would leave
+    its lanes empty.
     """
     fixed = {*program.outputs} | {x.source for d in program.dim_definitions for x in access.loads(d.value)}
     for s in program.stages:
@@ -91,7 +98,9 @@ def merge_columns(program: Program, log: Log) -> Program:
             continue
         s = Compute(s.out, s.axes, substitute(s.body, {}, read), s.origin, s.op)
         c = access.contraction(s)
-        columns = [] if c is None else [d for d, a in enumerate(s.axes) if a in c.n and ix.number(a.extent) != 1]
+        columns = (
+            [] if c is None else [d for d, a in enumerate(s.axes) if a in c.n and ix.number(a.extent) != 1]
+        )
         total = ix.number(ix.product(s.axes[d].extent for d in columns))
         if c is None or s.out in fixed or len(columns) < 2 or total is None or c.right.source.data is None:
             out.append(s)
@@ -114,14 +123,20 @@ def merge_columns(program: Program, log: Log) -> Program:
 
 
 def within_operators(program: Program, log: Log) -> Program:
-    """Contractions that want their channels innermost get copies of their own: one of the operand in, one of the result out.
+    """Contractions that want their channels innermost get copies of their own: one of the operand in, one of
+    the result out.
 
-    The tensors between operators keep the layout of the model: what an operator costs where none is fused with its neighbours.
+    The tensors between operators keep the layout of the model: what an operator costs where none is fused
+    with its neighbours.
     """
     out: list[Stage] = []
     for s in program.stages:
         c = access.contraction(s) if isinstance(s, Compute) else None
-        chosen = [(one, order) for one in (c, access.swapped(c)) if (order := _data_order(one)) is not None] if c is not None else []
+        chosen = (
+            [(one, order) for one in (c, access.swapped(c)) if (order := _data_order(one)) is not None]
+            if c is not None
+            else []
+        )
         if not isinstance(s, Compute) or not chosen or chosen[0][0].left.source.data is not None:
             out.append(s)
             continue
@@ -155,9 +170,9 @@ def _link(stage: Compute, classes: _Classes, fixed: set[Tensor]) -> None:
         t = x.source
         if t.data is not None or t in fixed or t.rank != stage.out.rank or t.rank < 3:
             continue
-        aligned = all(
-            (free(i) & outer) <= {a} for i, a in zip(x.index, stage.axes, strict=True)
-        ) and any(free(i) & outer for i in x.index)
+        aligned = all((free(i) & outer) <= {a} for i, a in zip(x.index, stage.axes, strict=True)) and any(
+            free(i) & outer for i in x.index
+        )
         if aligned:
             classes.join(stage.out, t)
 
@@ -191,7 +206,9 @@ def _mixes(index: Expr, stage: Compute) -> bool:
 
 
 def _data_order(c: access.Contraction) -> Order | None:
-    """The order that puts the reduced dimensions of `left` last, where they lie outside some of its m dimensions now."""
+    """The order that puts the reduced dimensions of `left` last, where they lie outside some of its m
+    dimensions now.
+    """
     m, k = set(c.m), set(c.k)
     x = c.left
     if x.source.rank < 3:
@@ -248,4 +265,3 @@ def _apply(program: Program, classes: _Classes, fixed: set[Tensor], log: Log) ->
             case Scan() | Scatter():
                 out.append(s)
     return program.with_stages(out)
-

@@ -15,7 +15,9 @@ from fusile.passes import access
 from fusile.passes.fuse import Group
 
 MOST_LOCAL_BYTES = 8192
-"""A private tensor up to this size lives on the stack, a larger one (or one of unknown size) in the scratch memory of the task."""
+"""A private tensor up to this size lives on the stack, a larger one (or one of unknown size) in the scratch
+memory of the task.
+"""
 
 
 @dataclass(slots=True)
@@ -101,7 +103,9 @@ def _nest(group: Group, memory: _Memory) -> tuple[Stmt, ...]:
 
 
 def _reusable(group: Group, stages: list[Compute]) -> dict[Tensor, Tensor]:
-    """Internal tensors that may lie where a later result of the same shape goes, which overwrites each element after its last use."""
+    """Internal tensors that may lie where a later result of the same shape goes, which overwrites each
+    element after its last use.
+    """
     found: dict[Tensor, Tensor] = {}
     for s in stages:
         t = s.out
@@ -110,9 +114,19 @@ def _reusable(group: Group, stages: list[Compute]) -> dict[Tensor, Tensor]:
         readers = [r for r in stages if any(x.source is t for x in access.loads(r.body))]
         final = readers[-1]
         o = final.out
-        if o in group.internal or o.dtype is not t.dtype or o.shape != t.shape or final.reduction is not None or o in found.values():
+        if (
+            o in group.internal
+            or o.dtype is not t.dtype
+            or o.shape != t.shape
+            or final.reduction is not None
+            or o in found.values()
+        ):
             continue
-        if all(all(i is a for i, a in zip(x.index, final.axes, strict=True)) for x in access.loads(final.body) if x.source is t):
+        if all(
+            all(i is a for i, a in zip(x.index, final.axes, strict=True))
+            for x in access.loads(final.body)
+            if x.source is t
+        ):
             found[t] = o
     return found
 
@@ -129,13 +143,19 @@ def _stage(s: Compute, places: dict[Expr, Expr], memory: _Memory) -> list[Stmt]:
     index = [places[a] for a in s.axes]
     buffer, at = memory.place(s.out, index)
     r = s.reduction
-    body: list[Stmt] = _reduced(s, r, buffer, at, places, memory) if r is not None else [Store(buffer, at, memory.expr(s.body, places))]
+    body: list[Stmt] = (
+        _reduced(s, r, buffer, at, places, memory)
+        if r is not None
+        else [Store(buffer, at, memory.expr(s.body, places))]
+    )
     for a in reversed(private):
         body = [For(a, tuple(body))]
     return body
 
 
-def _reduced(s: Compute, r: Reduce, buffer: Buffer, at: tuple[Expr, ...], places: dict[Expr, Expr], memory: _Memory) -> list[Stmt]:
+def _reduced(
+    s: Compute, r: Reduce, buffer: Buffer, at: tuple[Expr, ...], places: dict[Expr, Expr], memory: _Memory
+) -> list[Stmt]:
     """A scalar accumulator, its loops, and the result."""
     direct = buffer.scope == "local" and not buffer.shape
     total = buffer if direct else Buffer(f"{s.out.name}_acc", s.out.dtype, (), "local")
@@ -150,8 +170,10 @@ def _reduced(s: Compute, r: Reduce, buffer: Buffer, at: tuple[Expr, ...], places
 
 
 def _accumulate(total: Buffer, r: Reduce, axes: list[Axis], value: Expr, split: bool) -> list[Stmt]:
-    """total op= value over the axes. Sums of more than one axis are taken row by row (`split`), so that rounding errors grow with the
-    longest axis and not with all of them; contractions keep one accumulator, which is what fits the registers.
+    """total op= value over the axes. Sums of more than one axis are taken row by row (`split`), so that
+    rounding errors grow with the
+    longest axis and not with all of them; contractions keep one accumulator, which is what fits the
+    registers.
     """
     combine = REDUCTIONS[r.kind]
     if not split or r.kind != "sum" or len(axes) < 2 or not total.dtype.is_float:

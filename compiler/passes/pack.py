@@ -1,8 +1,11 @@
 """Rewrites of contractions and reductions at the level of the tensor program, before loops exist.
 
-`pack`: the operand that runs along the vector axis is read from panels of that many columns, contiguous in the order of the inner loop.
-Panels of weights are made once, when the module is built. `split_reductions`: a reduction along contiguous memory becomes one per lane and
-a small tree over the lanes (a stated reassociation: sums are taken in `lanes` interleaved parts, whatever the number of threads).
+`pack`: the operand that runs along the vector axis is read from panels of that many columns, contiguous in
+the order of the inner loop.
+Panels of weights are made once, when the module is built. `split_reductions`: a reduction along contiguous
+memory becomes one per lane and
+a small tree over the lanes (a stated reassociation: sums are taken in `lanes` interleaved parts, whatever
+the number of threads).
 """
 
 from __future__ import annotations
@@ -10,7 +13,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fusile.ir import index as ix
-from fusile.ir.expr import REDUCTIONS, Axis, Expr, Load, apply, as_expr, axis, const, free, load, reduce_over, select, substitute
+from fusile.ir.expr import (
+    REDUCTIONS,
+    Axis,
+    Expr,
+    Load,
+    apply,
+    as_expr,
+    axis,
+    const,
+    free,
+    load,
+    reduce_over,
+    select,
+    substitute,
+)
 from fusile.ir.interpret import identity
 from fusile.ir.tensor import Compute, Program, Scan, Stage, Tensor
 from fusile.passes import access
@@ -19,7 +36,9 @@ from fusile.schedule.tiles import Registers, best_vectors
 
 
 def oriented(stage: Compute) -> access.Contraction | None:
-    """A contraction with the operand of the vector axis on the right: the n axis innermost in the result, contiguous on the right or constant."""
+    """A contraction with the operand of the vector axis on the right: the n axis innermost in the result,
+    contiguous on the right or constant.
+    """
     c = access.contraction(stage)
     if c is None:
         return None
@@ -31,7 +50,8 @@ def oriented(stage: Compute) -> access.Contraction | None:
 def panel_width(s: Compute, c: access.Contraction, last: Axis, registers: Registers) -> int:
     """The panel width for a contraction, in elements: that of the register tile which takes least time."""
     rows = [a for a in c.m if ix.number(a.extent) != 1]
-    # Neighbouring axes that the left operand walks in step can be one axis of the tile; others are tiled alone.
+    # Neighbouring axes that the left operand walks in step can be one axis of the tile; others are tiled
+    # alone.
     extent: Expr | int = rows[-1].extent if rows else 1
     if len(rows) > 1 and not access.is_window(s):
         known = [ix.number(a.extent) for a in rows]
@@ -58,7 +78,10 @@ def pack(program: Program, registers: Registers, log: Log) -> Program:
         last = next(a for a in reversed(s.axes) if ix.number(a.extent) != 1)
         if c.right.source.data is None and access.stride(c.right, last) != 1 and access.is_window(s):
             out.extend(_turned(s, c, last, packed))
-            log.made.append(f"{c.right.source.name} is turned for {s.out.name}, which runs along another of its dimensions")
+            log.made.append(
+                f"{c.right.source.name} is turned for {s.out.name}, which runs along another of its "
+                f"dimensions"
+            )
         elif c.right.source.data is not None or access.stride(c.right, last) != 1:
             stages = _packed(s, c, last, registers, packed)
             out.extend(stages)
@@ -68,7 +91,13 @@ def pack(program: Program, registers: Registers, log: Log) -> Program:
     return program.with_stages(out)
 
 
-def _packed(s: Compute, c: access.Contraction, last: Axis, registers: Registers, done: dict[tuple[object, ...], Tensor]) -> list[Stage]:
+def _packed(
+    s: Compute,
+    c: access.Contraction,
+    last: Axis,
+    registers: Registers,
+    done: dict[tuple[object, ...], Tensor],
+) -> list[Stage]:
     """Stages: panels[batch…, n0, k…, n1] = right, then the contraction over the panels."""
     width = panel_width(s, c, last, registers)
     r = s.reduction
@@ -96,8 +125,12 @@ def _packed(s: Compute, c: access.Contraction, last: Axis, registers: Registers,
     return stages
 
 
-def _turned(s: Compute, c: access.Contraction, last: Axis, done: dict[tuple[object, ...], Tensor]) -> list[Stage]:
-    """A copy of the right operand with the dimension of the lane axis innermost, for a window that panels would repeat many times."""
+def _turned(
+    s: Compute, c: access.Contraction, last: Axis, done: dict[tuple[object, ...], Tensor]
+) -> list[Stage]:
+    """A copy of the right operand with the dimension of the lane axis innermost, for a window that panels
+    would repeat many times.
+    """
     source = c.right.source
     along = [d for d, i in enumerate(c.right.index) if last in free(i)]
     if len(along) != 1 or along[0] == source.rank - 1:
@@ -116,14 +149,21 @@ def _turned(s: Compute, c: access.Contraction, last: Axis, done: dict[tuple[obje
     return [*stages, Compute(s.out, s.axes, reduce_over("sum", s.reduction.axes, body), s.origin, s.op)]
 
 
-def _packed_scan(s: Scan, registers: Registers, done: dict[tuple[object, ...], Tensor], log: Log) -> list[Stage]:
+def _packed_scan(
+    s: Scan, registers: Registers, done: dict[tuple[object, ...], Tensor], log: Log
+) -> list[Stage]:
     """A scan whose steps read weights in panels, which are made before it."""
     before: list[Stage] = []
     body: list[Compute] = []
     for b in s.body:
         c = oriented(b)
         last = next((a for a in reversed(b.axes) if ix.number(a.extent) != 1), None)
-        if c is not None and last is not None and c.right.source.data is not None and s.time not in free(c.right):
+        if (
+            c is not None
+            and last is not None
+            and c.right.source.data is not None
+            and s.time not in free(c.right)
+        ):
             *panels, b = _packed(b, c, last, registers, done)
             before.extend(panels)
             log.made.append(f"{c.right.source.name} is packed into panels for {b.out.name}")
@@ -133,7 +173,9 @@ def _packed_scan(s: Scan, registers: Registers, done: dict[tuple[object, ...], T
 
 
 def _lane_innermost(s: Compute, done: dict[tuple[object, ...], Tensor]) -> list[Stage]:
-    """Weights of other reductions with the axis along which the result is contiguous as their innermost dimension."""
+    """Weights of other reductions with the axis along which the result is contiguous as their innermost
+    dimension.
+    """
     r = s.reduction
     last = next((a for a in reversed(s.axes) if ix.number(a.extent) != 1), None)
     if r is None or last is None:
@@ -176,7 +218,9 @@ def _inner_order(c: access.Contraction) -> list[Axis]:
 
 
 def split_reductions(program: Program, lanes: int, log: Log) -> Program:
-    """Split reductions whose contiguous axis is reduced, and whose result has no contiguous axis of its own, over lanes."""
+    """Split reductions whose contiguous axis is reduced, and whose result has no contiguous axis of its own,
+    over lanes.
+    """
     out: list[Stage] = []
     for s in program.stages:
         chosen = _contiguous_axis(s) if isinstance(s, Compute) and oriented(s) is None else None
@@ -237,15 +281,27 @@ def _split(s: Compute, along: Axis, lanes: int) -> list[Stage]:
             tail = reduce_over(r.kind, fresh_others, select(lane < rest, tail, neutral))
             extra = define("_tail", (*fresh, lane), tail)
             fresh2, lane2 = [axis(a.name, a.extent) for a in s.axes], axis("lane", lanes)
-            part = define("_lanes", (*fresh2, lane2), apply(combine, load(part, (*fresh2, lane2)), load(extra, (*fresh2, lane2))))
+            part = define(
+                "_lanes",
+                (*fresh2, lane2),
+                apply(combine, load(part, (*fresh2, lane2)), load(extra, (*fresh2, lane2))),
+            )
         else:
             both = apply(combine, load(part, (*fresh, lane)), select(lane < rest, tail, neutral))
             part = define("_lanes", (*fresh, lane), both)
     while lanes > 2:
         lanes //= 2
         fresh, lane = [axis(a.name, a.extent) for a in s.axes], axis("lane", lanes)
-        part = define("_half", (*fresh, lane), apply(combine, load(part, (*fresh, lane)), load(part, (*fresh, lane + lanes))))
-    last = apply(combine, load(part, (*s.axes, const(0))), load(part, (*s.axes, const(1)))) if lanes == 2 else load(part, (*s.axes, const(0)))
+        part = define(
+            "_half",
+            (*fresh, lane),
+            apply(combine, load(part, (*fresh, lane)), load(part, (*fresh, lane + lanes))),
+        )
+    last = (
+        apply(combine, load(part, (*s.axes, const(0))), load(part, (*s.axes, const(1))))
+        if lanes == 2
+        else load(part, (*s.axes, const(0)))
+    )
     stages.append(Compute(s.out, s.axes, last, s.origin, s.op))
     s.out.stage = stages[-1]
     return stages

@@ -1,8 +1,11 @@
 """Building the plan: which steps in which order, and where every tensor lies.
 
-Tensors of which all elements follow from the weights are worked out once, when the module is built (`prepare`). The others share one
-arena: tensors that are not alive at the same time may share bytes. Where all sizes are numbers, each gets the lowest offset that is
-free during its life (greedy by size, as in Pisarchyk and Lee 2020, "Efficient Memory Management for Deep Neural Net Inference");
+Tensors of which all elements follow from the weights are worked out once, when the module is built
+(`prepare`). The others share one
+arena: tensors that are not alive at the same time may share bytes. Where all sizes are numbers, each gets
+the lowest offset that is
+free during its life (greedy by size, as in Pisarchyk and Lee 2020, "Efficient Memory Management for Deep
+Neural Net Inference");
 with symbolic sizes, tensors share slots whose sizes are worked out when run.
 """
 
@@ -118,7 +121,9 @@ class _Planner:
         steps, arena = self._arena()
         for t in list(self.same):
             self.places[t] = self.places[self.home(t)]
-        return Plan(p.name, p.inputs, p.outputs, p.output_names, symbols, steps, self.places, arena, weights, prepare)
+        return Plan(
+            p.name, p.inputs, p.outputs, p.output_names, symbols, steps, self.places, arena, weights, prepare
+        )
 
     def _symbols(self) -> tuple[Dim, ...]:
         found: dict[Dim, None] = {}
@@ -128,7 +133,8 @@ class _Planner:
                     found[e] = None
         return tuple(found)
 
-    # ---- steps --------------------------------------------------------------------------------------------------------------------
+    # ---- steps ---------------------------------------------------------------------------------------------
+    # -----------------------
 
     def _alias(self) -> None:
         taken = set(self.program.inputs) | self.fixed
@@ -181,7 +187,8 @@ class _Planner:
                     self._define(d)
         self.steps.append(Call(variants))
 
-    # ---- memory -------------------------------------------------------------------------------------------------------------------
+    # ---- memory --------------------------------------------------------------------------------------------
+    # -----------------------
 
     def _late_known(self, t: Tensor) -> bool:
         """Whether a tensor's size is known only in the middle of a run."""
@@ -205,14 +212,22 @@ class _Planner:
         early = [x for x in lives.values() if not self._late_known(x.tensor)]
         for k, x in enumerate(late):
             self.places[x.tensor] = Place("temp", k)
-        arena = self._static(early) if all(isinstance(bytes_of(x.tensor), Const) for x in early) else self._slots(early)
+        arena = (
+            self._static(early)
+            if all(isinstance(bytes_of(x.tensor), Const) for x in early)
+            else self._slots(early)
+        )
         fresh_outputs = {self.home(t) for t in self.program.outputs if self._late_known(t)}
         steps: list[Step] = []
         made: set[Tensor] = set()
         for n, s in enumerate(self.steps):
             if isinstance(s, Call):
                 used = list(dict.fromkeys(self.home(t) for v in s.variants for t in v.arguments))
-                fresh = [t for t in used if t not in made and (t in fresh_outputs or any(x.tensor is t for x in late))]
+                fresh = [
+                    t
+                    for t in used
+                    if t not in made and (t in fresh_outputs or any(x.tensor is t for x in late))
+                ]
                 made.update(fresh)
                 release = [x.tensor for x in late if x.last == n]
                 s = Call(s.variants, tuple(fresh), tuple(release))
@@ -241,7 +256,9 @@ class _Planner:
         for x in sorted(lives, key=lambda x: x.first):
             size = _nominal(bytes_of(x.tensor))
             open_ = [s for s in range(len(slots)) if slots[s][0] < x.first]
-            best = min(open_, key=lambda s: abs(max(_nominal(bytes_of(t)) for t in slots[s][1]) - size), default=None)
+            best = min(
+                open_, key=lambda s: abs(max(_nominal(bytes_of(t)) for t in slots[s][1]) - size), default=None
+            )
             if best is None:
                 slots.append((x.last, [x.tensor]))
             else:
@@ -257,7 +274,8 @@ class _Planner:
             at = at + size
         return at
 
-    # ---- weights ------------------------------------------------------------------------------------------------------------------
+    # ---- weights -------------------------------------------------------------------------------------------
+    # -----------------------
 
     def _prepare(self) -> tuple[int, tuple[PrepareStep, ...]]:
         wanted: dict[Tensor, None] = {}
@@ -284,7 +302,9 @@ class _Planner:
             g = pending.pop()
             if g not in needed:
                 needed.add(g)
-                pending.extend(maker[t] for s in g.stages for t in stage_reads(s) if t in maker and maker[t] is not g)
+                pending.extend(
+                    maker[t] for s in g.stages for t in stage_reads(s) if t in maker and maker[t] is not g
+                )
         leader = {g: g for g in needed}
 
         def find(g: Group) -> Group:
@@ -304,8 +324,16 @@ class _Planner:
         out = []
         for members in together.values():
             calls = tuple(Call(self.lowered(g)) for g in members)
-            raw = dict.fromkeys(t for c in calls for v in c.variants for t in v.arguments if t.data is not None)
-            temps = {t for c in calls for v in c.variants for t in v.arguments if t.data is None and t not in wanted}
+            raw = dict.fromkeys(
+                t for c in calls for v in c.variants for t in v.arguments if t.data is not None
+            )
+            temps = {
+                t
+                for c in calls
+                for v in c.variants
+                for t in v.arguments
+                if t.data is None and t not in wanted
+            }
             for k, t in enumerate(sorted(temps, key=lambda t: t.uid)):
                 self.places.setdefault(t, Place("temp", k))
             out.append(PrepareStep(tuple(raw), calls))
@@ -328,5 +356,3 @@ def arguments(kernel: Kernel) -> tuple[Tensor, ...]:
     tensors = kernel.notes["tensors"]
     assert isinstance(tensors, dict)
     return tuple(tensors[b] for b in kernel.params)
-
-

@@ -1,5 +1,7 @@
-"""What FUSILE_VERIFY asks of a compilation: 1, every level is verified after every pass; 2, small programs and kernels are also interpreted
-before and after it on random inputs, and must agree. Used by tests and for hunting bugs of fusile; a failure is an InternalError.
+"""What FUSILE_VERIFY asks of a compilation: 1, every level is verified after every pass; 2, small programs
+and kernels are also interpreted
+before and after it on random inputs, and must agree. Used by tests and for hunting bugs of fusile; a
+failure is an InternalError.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def _naming(step: str, check: Callable[[], None]) -> None:
         raise InternalError(f"After {step}: {e.what}", where=e.where, why=e.why) from e
 
 
-# ---- what the driver calls -------------------------------------------------------------------------------------------
+# ---- what the driver calls
+# -------------------------------------------------------------------------------------------
 
 
 def check_graph(step: str, model: ir.Model) -> None:
@@ -56,7 +59,9 @@ def check_graph(step: str, model: ir.Model) -> None:
 
 
 def check_program(step: str, before: Program | None, after: Program) -> None:
-    """After a pass from one tensor program to another (`before` None: the pass made it out of something else)."""
+    """After a pass from one tensor program to another (`before` None: the pass made it out of something
+    else).
+    """
     if level() >= 1:
         _naming(step, lambda: verify_program(after))
     if level() >= 2 and before is not None and before is not after:
@@ -72,7 +77,9 @@ def check_lowered(group: Group, kernel: Kernel) -> None:
 
 
 def check_kernel(step: str, before: Kernel, after: Kernel, proofs: bool = True) -> None:
-    """After a rewrite of a kernel; without `proofs` loops that were proven independent before it are taken to be so still."""
+    """After a rewrite of a kernel; without `proofs` loops that were proven independent before it are taken to
+    be so still.
+    """
     if level() >= 1:
         _naming(step, lambda: verify_kernel(after, proofs))
     if level() >= 2 and before is not after:
@@ -87,11 +94,14 @@ def check_plan(program: Program, plan: Plan) -> None:
         same_plan(program, plan)
 
 
-# ---- agreement -------------------------------------------------------------------------------------------------------
+# ---- agreement
+# -------------------------------------------------------------------------------------------------------
 
 
 def same_program(step: str, before: Program, after: Program) -> int:
-    """Both programs answer alike on random inputs, for a few sizes; programs that are too large are left out. How often they ran."""
+    """Both programs answer alike on random inputs, for a few sizes; programs that are too large are left out.
+    How often they ran.
+    """
     ran = 0
     for sizes in SIZES:
         feeds = random_feeds(before.inputs, sizes)
@@ -106,7 +116,9 @@ def same_program(step: str, before: Program, after: Program) -> int:
 
 
 def same_plan(program: Program, plan: Plan) -> int:
-    """The plan answers as the program does, on random inputs; plans that take too many steps are left out. How often they ran."""
+    """The plan answers as the program does, on random inputs; plans that take too many steps are left out.
+    How often they ran.
+    """
     ran = 0
     for sizes in SIZES:
         feeds = random_feeds(program.inputs, sizes)
@@ -150,7 +162,9 @@ def same_group(group: Group, kernel: Kernel) -> int:
 
 
 def same_kernel(step: str, before: Kernel, after: Kernel) -> int:
-    """Both kernels leave the same in memory, on random inputs, for a few sizes; kernels that take too long are left out. How often they ran."""
+    """Both kernels leave the same in memory, on random inputs, for a few sizes; kernels that take too long
+    are left out. How often they ran.
+    """
     ran = 0
     if [b.name for b in before.params] != [b.name for b in after.params]:
         raise InternalError(f"After {step}: {after.name} takes other parameters than before")
@@ -176,7 +190,8 @@ def same_kernel(step: str, before: Kernel, after: Kernel) -> int:
 
 
 def _outcome(run: Callable[[], list[Array]], unrelated: bool = False) -> list[Array] | None:
-    """What a run answers; None where the random inputs do not make sense to it (`unrelated`: sizes neither)."""
+    """What a run answers; None where the random inputs do not make sense to it (`unrelated`: sizes "
+    "neither)."""
     try:
         return run()
     except RunError:
@@ -204,17 +219,21 @@ def difference(a: Array, b: Array) -> str:
         x, y = a.astype(np.float64), b.astype(np.float64)
         finite = np.isfinite(x)
         scale = float(np.max(np.abs(x[finite]), initial=1.0))
-        limit = _TOLERANCE.get({8: "f64", 4: "f32"}.get(a.dtype.itemsize, "f16" if a.dtype == np.float16 else "bf16"), 0.1)
+        limit = _TOLERANCE.get(
+            {8: "f64", 4: "f32"}.get(a.dtype.itemsize, "f16" if a.dtype == np.float16 else "bf16"), 0.1
+        )
         with np.errstate(invalid="ignore"):
             close = (np.abs(x - y) <= limit * scale) | (x == y) | (np.isnan(x) & np.isnan(y))
         wrong = ~close
     if not np.any(wrong):
         return ""
     at = tuple(int(i) for i in np.argwhere(wrong)[0])
-    return f"{np.count_nonzero(wrong)} of {a.size} elements differ, the first at {list(at)}: {a[at]} became {b[at]}"
+    return f"{np.count_nonzero(wrong)} of {a.size} elements differ, the first at {list(at)}: "
+    f"{a[at]} became {b[at]}"
 
 
-# ---- inputs and amounts ----------------------------------------------------------------------------------------------
+# ---- inputs and amounts
+# ----------------------------------------------------------------------------------------------
 
 
 def random_array(shape: Sequence[int], dtype: DType, rng: np.random.Generator) -> Array:
@@ -232,7 +251,9 @@ def _assigned(dims: Iterable[Expr], sizes: Sequence[int]) -> dict[Expr, int]:
 
 
 def random_feeds(inputs: Sequence[Tensor], sizes: Sequence[int], seed: int = 0) -> list[Array] | None:
-    """Random inputs where symbols are `sizes`; None where a type cannot be made up or a size comes out negative."""
+    """Random inputs where symbols are `sizes`; None where a type cannot be made up or a size comes out
+    negative.
+    """
     if any(t.dtype.kind not in "biuf" or t.dtype.bits < 8 for t in inputs):
         return None
     dims: dict[Expr, Any] = dict(_assigned({d for t in inputs for e in t.shape for d in free(e)}, sizes))
@@ -263,7 +284,9 @@ def _count(e: Expr, dims: Mapping[Expr, Any]) -> int:
 
 def points(program: Program, sizes: Sequence[int]) -> int:
     """Points of all stages of a program where symbols are `sizes`."""
-    dims: dict[Expr, Any] = dict(_assigned({d for t in program.inputs for e in t.shape for d in free(e)}, sizes))
+    dims: dict[Expr, Any] = dict(
+        _assigned({d for t in program.inputs for e in t.shape for d in free(e)}, sizes)
+    )
     return sum(stage_points(s, dims) for s in program.stages)
 
 

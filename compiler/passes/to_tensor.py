@@ -161,7 +161,8 @@ class _Lowering:
             if isinstance(e, Malformed):
                 raise InvalidModelError(f"node {node.name!r} ({node.op_type}): {e}") from None
             raise InvalidModelError(
-                f"node {node.name!r} ({node.op_type}) does not fit its inputs {', '.join(map(repr, inputs))}: {e}"
+                f"node {node.name!r} ({node.op_type}) does not fit its inputs "
+                f"{', '.join(map(repr, inputs))}: {e}"
             ) from e
         self._bind(node, inputs, results)
 

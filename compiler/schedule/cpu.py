@@ -1,6 +1,8 @@
-"""Rules that schedule a naive kernel for a CPU: which axis runs along the lanes, which iterations share registers, which become tasks.
+"""Rules that schedule a naive kernel for a CPU: which axis runs along the lanes, which iterations share
+registers, which become tasks.
 
-Everything is decided from access maps, extents and the target's registers and caches. Taking a rule away leaves a slower, correct kernel.
+Everything is decided from access maps, extents and the target's registers and caches. Taking a rule away
+leaves a slower, correct kernel.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ MOST_KEPT = 16
 MOST_PIECES = 9
 """Into how many loops one with conditions on its axis may be cut."""
 STREAM_BYTES = 1 << 25
-"""Elementwise results above this size do not stay in a cache until they are read: they are written around it."""
+"""Elementwise results above this size do not stay in a cache until they are read: they are written "
+"around it."""
 
 
 def schedule(kernel: Kernel, target: TargetSpec) -> Kernel:
@@ -57,7 +60,8 @@ Variants = tuple[tuple[Expr | None, Kernel], ...]
 def variants(kernel: Kernel, target: TargetSpec, aligned: Callable[[Buffer], bool]) -> Variants:
     """The kernels for a naive one, each with the sizes for which it is meant: the last takes all.
 
-    An elementwise kernel whose result outgrows the caches writes it with streaming stores; where its size is symbolic, that is a variant
+    An elementwise kernel whose result outgrows the caches writes it with streaming stores; where its size
+    is symbolic, that is a variant
     of its own. `aligned` says which buffers begin at a multiple of 64 bytes.
     """
     usual = schedule(kernel, target)
@@ -74,10 +78,14 @@ def variants(kernel: Kernel, target: TargetSpec, aligned: Callable[[Buffer], boo
 
 
 def streamed(kernel: Kernel, aligned: Callable[[Buffer], bool], target: TargetSpec) -> Kernel | None:
-    """The kernel with streaming stores wherever whole aligned vectors leave it; None where none do, or where it reads what it writes."""
+    """The kernel with streaming stores wherever whole aligned vectors leave it; None where none do, or where
+    it reads what it writes.
+    """
     lanes = target.vector_bytes // 4
     results = written(kernel.body)
-    if any(not write and b in results for b, _, write in accesses(kernel.body)) or any(isinstance(s, Alloc) for s in walk(kernel.body)):
+    if any(not write and b in results for b, _, write in accesses(kernel.body)) or any(
+        isinstance(s, Alloc) for s in walk(kernel.body)
+    ):
         return None
     found = False
 
@@ -87,10 +95,14 @@ def streamed(kernel: Kernel, aligned: Callable[[Buffer], bool], target: TargetSp
         for s in body:
             match s:
                 case For():
-                    out.append(replace(s, body=visit(s.body, s.axis if s.kind is Kind.VECTOR else lane, masked)))
+                    out.append(
+                        replace(s, body=visit(s.body, s.axis if s.kind is Kind.VECTOR else lane, masked))
+                    )
                 case If():
                     out.append(If(s.condition, visit(s.body, lane, True)))
-                case Store() if lane is not None and not masked and aligned(s.buffer) and _whole_vector(s, lane, lanes):
+                case Store() if (
+                    lane is not None and not masked and aligned(s.buffer) and _whole_vector(s, lane, lanes)
+                ):
                     found = True
                     out.append(replace(s, stream=True))
                 case _:
@@ -105,7 +117,9 @@ def _whole_vector(s: Store, lane: Axis, lanes: int) -> bool:
     """Whether a store writes a full vector whose position is a multiple of its length."""
     if s.buffer.dtype.bits != 32 or ix.number(lane.extent) != lanes or stride(s.buffer, s.index, lane) != 1:
         return False
-    return all(c % lanes == 0 for monomial, c in ix.poly(s.buffer.address(s.index)).items() if lane not in monomial)
+    return all(
+        c % lanes == 0 for monomial, c in ix.poly(s.buffer.address(s.index)).items() if lane not in monomial
+    )
 
 
 def _ordered(body: Body) -> bool:
@@ -135,7 +149,8 @@ def wrap(axes: Sequence[Axis], body: Body, kind: Kind = Kind.SERIAL) -> Body:
     return body
 
 
-# ---- whole nests -----------------------------------------------------------------------------------------------------------------
+# ---- whole nests -------------------------------------------------------------------------------------------
+# ----------------------
 
 
 def nest(loop: For, m: Registers, steps: list[str]) -> Body:
@@ -153,11 +168,16 @@ def nest(loop: For, m: Registers, steps: list[str]) -> Body:
 
 def _keeps_rows(body: Body) -> bool:
     """Whether iterations keep more to themselves than registers hold for many of them side by side."""
-    return any(isinstance(s, Alloc) and (ix.number(ix.product(s.buffer.shape)) or MOST_KEPT + 1) > MOST_KEPT for s in walk(body))
+    return any(
+        isinstance(s, Alloc) and (ix.number(ix.product(s.buffer.shape)) or MOST_KEPT + 1) > MOST_KEPT
+        for s in walk(body)
+    )
 
 
 def _collapsed(loop: For) -> For:
-    """Join neighbouring loops wherever every access stays linear: fewer loops, longer vectors, more choice for tiles."""
+    """Join neighbouring loops wherever every access stays linear: fewer loops, longer vectors, more choice
+    for tiles.
+    """
     inner_loop = loop
     path: list[Axis] = []
     while len(inner_loop.body) == 1 and isinstance(inner_loop.body[0], For):
@@ -173,7 +193,9 @@ def _collapsed(loop: For) -> For:
 
 
 def _worth_joining(loop: For) -> bool:
-    """Not a symbolic extent with a number around a reduction: tiles that fit the number exactly are worth more."""
+    """Not a symbolic extent with a number around a reduction: tiles that fit the number exactly are worth
+    more.
+    """
     below = loop.body[0]
     assert isinstance(below, For)
     alike = (ix.number(loop.axis.extent) is None) == (ix.number(below.axis.extent) is None)
@@ -262,11 +284,14 @@ def _amount(body: Body) -> int:
     return total
 
 
-# ---- tiles -----------------------------------------------------------------------------------------------------------------------
+# ---- tiles -------------------------------------------------------------------------------------------------
+# ----------------------
 
 
 def _tiled(axes: list[Axis], body: Body, along: Axis, m: Registers, steps: list[str]) -> Body:
-    """Reductions with a contiguous result: a register tile of vectors along one axis and iterations of another that share what they read."""
+    """Reductions with a contiguous result: a register tile of vectors along one axis and iterations of
+    another that share what they read.
+    """
     vectors = _vectors(along, body, m)
     row = _row_axis(axes, body, along)
     order = _order(axes, body, along, row)
@@ -292,7 +317,9 @@ def _tiled(axes: list[Axis], body: Body, along: Axis, m: Registers, steps: list[
 
 
 def _vectors(along: Axis, body: Body, m: Registers) -> int:
-    """How many vectors of a tile lie side by side: the panel width where an operand is packed, else by the extent."""
+    """How many vectors of a tile lie side by side: the panel width where an operand is packed, else by the
+    extent.
+    """
     widths = set()
     for _, index, write in accesses(body):
         for i in index:
@@ -311,7 +338,10 @@ def _vectors(along: Axis, body: Body, m: Registers) -> int:
 
 def _shares(body: Body, along: Axis) -> bool:
     """Whether a read inside a reduction does not depend on the lane axis."""
-    return any(not write and b.scope == "param" and along not in free(b.address(i)) for b, i, write in _reduced_accesses(body))
+    return any(
+        not write and b.scope == "param" and along not in free(b.address(i))
+        for b, i, write in _reduced_accesses(body)
+    )
 
 
 def _reduced_accesses(body: Body) -> list[tuple[Buffer, tuple[Expr, ...], bool]]:
@@ -321,12 +351,15 @@ def _reduced_accesses(body: Body) -> list[tuple[Buffer, tuple[Expr, ...], bool]]
 def _accumulates(loop: For) -> bool:
     """Whether a loop folds values into something that it also reads."""
     return any(
-        isinstance(s, Store) and any(isinstance(n, Load) and n.source is s.buffer for n in nodes(s.value)) for s in walk(loop.body)
+        isinstance(s, Store) and any(isinstance(n, Load) and n.source is s.buffer for n in nodes(s.value))
+        for s in walk(loop.body)
     )
 
 
 def _columns(along: Axis, lanes: int, vectors: int):  # type: ignore[no-untyped-def]
-    """How the lane axis is covered: (position in the axis of a place in the tile, vectors, limit of the mask, loop over tiles)."""
+    """How the lane axis is covered: (position in the axis of a place in the tile, vectors, limit of the mask,
+    loop over tiles).
+    """
     n = along.extent
     step = lanes * vectors
     whole, rest = n // step, n % step
@@ -344,12 +377,18 @@ def _columns(along: Axis, lanes: int, vectors: int):  # type: ignore[no-untyped-
 
 
 def _row_axis(axes: Sequence[Axis], body: Body, along: Axis) -> Axis | None:
-    """The axis whose iterations share what they read along the lanes: innermost first, not worth it for one iteration."""
+    """The axis whose iterations share what they read along the lanes: innermost first, not worth it for one
+    iteration.
+    """
     found = _reduced_accesses(body)
     for a in reversed(axes):
         if a is along or ix.number(a.extent) == 1:
             continue
-        shared = [i for b, i, write in found if not write and b.scope == "param" and b.shape and a not in free(b.address(i))]
+        shared = [
+            i
+            for b, i, write in found
+            if not write and b.scope == "param" and b.shape and a not in free(b.address(i))
+        ]
         if shared:
             return a
     return None
@@ -373,7 +412,9 @@ def _aliased(row: Axis, body: Body) -> bool:
 
 
 def _split_rows(loop: For, high: int, at, lanes: int, jam: int, limit: Expr | None) -> Body:  # type: ignore[no-untyped-def]
-    """Rows in tiles of `high`; the rest in one smaller tile where it is a number, else in halves down to single rows."""
+    """Rows in tiles of `high`; the rest in one smaller tile where it is a number, else in halves down to
+    single rows.
+    """
     row = loop.axis
     inside = loop.body[0]
     assert isinstance(inside, For)
@@ -394,7 +435,9 @@ def _split_rows(loop: For, high: int, at, lanes: int, jam: int, limit: Expr | No
     return tuple(out)
 
 
-def _row_tiles(row: Axis, inside: For, start: Expr, count: Expr, high: int, at, lanes: int, jam: int, limit: Expr | None) -> Body:  # type: ignore[no-untyped-def]
+def _row_tiles(
+    row: Axis, inside: For, start: Expr, count: Expr, high: int, at, lanes: int, jam: int, limit: Expr | None
+) -> Body:  # type: ignore[no-untyped-def]
     ro, ri = axis(f"{row.name}o", count), axis(f"{row.name}i", high)
     body = place(inside.body, row, start + ro * high + ri)
     cells = tile(For(inside.axis, body), at, lanes, jam, limit)
@@ -402,14 +445,25 @@ def _row_tiles(row: Axis, inside: For, start: Expr, count: Expr, high: int, at, 
 
 
 def _order(axes: Sequence[Axis], body: Body, along: Axis, row: Axis | None) -> list[Axis]:
-    """Batch-like axes outermost, then panels of the lane axis, then the other rows: a panel stays in cache while rows pass."""
-    lane_reads = [(b, i) for b, i, write in _reduced_accesses(body) if not write and b.scope == "param" and b.shape and along in free(b.address(i))]
-    outer = [a for a in axes if a is not along and a is not row and any(a in free(b.address(i)) for b, i in lane_reads)]
+    """Batch-like axes outermost, then panels of the lane axis, then the other rows: a panel stays in cache
+    while rows pass.
+    """
+    lane_reads = [
+        (b, i)
+        for b, i, write in _reduced_accesses(body)
+        if not write and b.scope == "param" and b.shape and along in free(b.address(i))
+    ]
+    outer = [
+        a
+        for a in axes
+        if a is not along and a is not row and any(a in free(b.address(i)) for b, i in lane_reads)
+    ]
     others = [a for a in axes if a is not along and a is not row and a not in outer]
     return [*outer, along, *others, *([row] if row is not None else [])]
 
 
-# ---- rows ------------------------------------------------------------------------------------------------------------------------
+# ---- rows --------------------------------------------------------------------------------------------------
+# ----------------------
 
 
 def _rows(axes: list[Axis], body: Body, m: Registers, steps: list[str]) -> Body:
@@ -447,7 +501,6 @@ def _vectorisable(loop: For) -> bool:
     outside = [s for s in walk(loop.body) if isinstance(s, Store) and s.buffer not in own]
     inside = {s.axis for s in walk(loop.body) if isinstance(s, For)}
     return bool(outside) and all(
-        stride(s.buffer, s.index, loop.axis) == 1 and not any(a in free(i) for a in inside for i in s.index) for s in outside
+        stride(s.buffer, s.index, loop.axis) == 1 and not any(a in free(i) for a in inside for i in s.index)
+        for s in outside
     )
-
-

@@ -1,11 +1,15 @@
 """Rules that schedule a naive kernel for a GPU.
 
-    points   one thread per point of the domain; reductions and private arrays of a few elements stay in the thread
-    rows     one block per point of the domain; the loops inside are shared out among its threads, one after another, and what they
-             leave for each other lies in shared memory, or in memory of the block's own where it is too large or its size not known
+    points   one thread per point of the domain; reductions and private arrays of a few elements stay in
+    the thread
+    rows     one block per point of the domain; the loops inside are shared out among its threads, one
+    after another, and what they
+             leave for each other lies in shared memory, or in memory of the block's own where it is too
+             large or its size not known
     block    one block for everything: scans and scatters, whose steps follow each other
 
-Taking a rule away leaves a slower, correct kernel: loops that are not shared out run in one thread, or in all alike.
+Taking a rule away leaves a slower, correct kernel: loops that are not shared out run in one thread, or in
+all alike.
 """
 
 from __future__ import annotations
@@ -106,14 +110,17 @@ def _index_axes(s: Store) -> frozenset[Expr]:
     return frozenset().union(*(free(i) for i in s.index))
 
 
-# ---- the three forms -------------------------------------------------------------------------------------------------------------
+# ---- the three forms ---------------------------------------------------------------------------------------
+# ----------------------
 
 
 def _points(kernel: Kernel, axes: list[Axis], inside: Body) -> Kernel:
     count = ix.product(a.extent for a in axes)
     extra = [axis("one", const(1))] if not axes else []
     body = wrap([*axes, *extra], raise_allocs(inside), Kind.THREAD)
-    return _launched(kernel, body, Launch("points", count, const(0)), f"thread {', '.join(a.name for a in axes)}")
+    return _launched(
+        kernel, body, Launch("points", count, const(0)), f"thread {', '.join(a.name for a in axes)}"
+    )
 
 
 def _rows(kernel: Kernel, axes: list[Axis], inside: Body) -> Kernel:
@@ -156,12 +163,15 @@ def _placed(arrays: list[Buffer]) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...
     return tuple(b for b in arrays if b in shared), tuple(b for b in arrays if b not in shared)
 
 
-# ---- sharing out a body among the threads of a block ------------------------------------------------------------------------------
+# ---- sharing out a body among the threads of a block
+# ------------------------------------------------------------------------------
 
 
 def _together(body: Iterable[Stmt]) -> Body:
-    """Statements that all threads of a block run: loops are shared out where their iterations are independent, what is left that
-    writes arrays is one thread's, and numbers of their own are every thread's."""
+    """Statements that all threads of a block run: loops are shared out where their iterations are
+    independent, what is left that
+    writes arrays is one thread's, and numbers of their own are every thread's.
+    """
     out: list[Stmt] = []
     for s in body:
         match s:
@@ -169,7 +179,9 @@ def _together(body: Iterable[Stmt]) -> Body:
                 out.append(s)  # a reduction into a number: every thread has its own
             case For() if independent(s):
                 out.append(_shared_out(s))
-            case For() if any(isinstance(x, For) and independent(x) and _writes_arrays(x) for x in walk(s.body)):
+            case For() if any(
+                isinstance(x, For) and independent(x) and _writes_arrays(x) for x in walk(s.body)
+            ):
                 out.append(replace(s, body=_together(s.body)))
             case Store() if not s.buffer.shape and s.buffer.scope != "param":
                 out.append(s)
@@ -187,7 +199,11 @@ def _writes_arrays(s: For) -> bool:
 def _shared_out(s: For) -> For:
     """The loop, and perfectly nested ones below it, as one that threads take turns in."""
     below = s.body[0] if len(s.body) == 1 else None
-    if isinstance(below, For) and s.axis not in free(below.axis.extent) and independent(below) and _writes_arrays(below):
+    if (
+        isinstance(below, For)
+        and s.axis not in free(below.axis.extent)
+        and independent(below)
+        and _writes_arrays(below)
+    ):
         return For(s.axis, (_shared_out(below),), Kind.THREAD)
     return For(s.axis, s.body, Kind.THREAD)
-

@@ -1,6 +1,8 @@
-"""Rewrites for targets whose compiler vectorises innermost loops alone: bring the contiguous axis inside, keep its accumulators in a row.
+"""Rewrites for targets whose compiler vectorises innermost loops alone: bring the contiguous axis inside,
+keep its accumulators in a row.
 
-Each rewrite keeps the meaning of what it rewrites, or refuses with a ScheduleError. Iterations of a sunk loop are independent and run
+Each rewrite keeps the meaning of what it rewrites, or refuses with a ScheduleError. Iterations of a sunk
+loop are independent and run
 in their old order each, so results keep their bits.
 """
 
@@ -28,11 +30,16 @@ from fusile.schedule.rewrites import ScheduleError
 Body = tuple[Stmt, ...]
 
 
-# ---- changing statements ---------------------------------------------------------------------------------------------------------
+# ---- changing statements
+# ---------------------------------------------------------------------------------------------------------
 
 
-def change(body: Iterable[Stmt], access: Callable[[Buffer, tuple[Expr, ...]], tuple[Buffer, tuple[Expr, ...]]]) -> Body:
-    """The same statements with every access, read or written, put elsewhere. Allocs of moved buffers are the caller's business."""
+def change(
+    body: Iterable[Stmt], access: Callable[[Buffer, tuple[Expr, ...]], tuple[Buffer, tuple[Expr, ...]]]
+) -> Body:
+    """The same statements with every access, read or written, put elsewhere. Allocs of moved buffers are the
+    caller's business.
+    """
 
     def read(x: Load) -> Expr:
         buffer, index = access(x.source, x.index)
@@ -118,7 +125,11 @@ def split(loop: For, width: int) -> For:
     rest = ix.number(n % width)
     extent: Expr = const(width) if rest == 0 else apply("min", const(width), n - tile * width)
     lane = axis("lane", extent)
-    return For(tile, (For(lane, substitute_stmts(loop.body, {loop.axis: tile * width + lane}), loop.kind),), loop.kind)
+    return For(
+        tile,
+        (For(lane, substitute_stmts(loop.body, {loop.axis: tile * width + lane}), loop.kind),),
+        loop.kind,
+    )
 
 
 def most(extent: Expr) -> Expr:
@@ -128,14 +139,17 @@ def most(extent: Expr) -> Expr:
     return extent
 
 
-# ---- independence ----------------------------------------------------------------------------------------------------------------
+# ---- independence ------------------------------------------------------------------------------------------
+# ----------------------
 
 
 def check_independent(loop: For) -> None:
     """Refuse a loop of which two iterations may touch one element that one of them writes.
 
-    Every buffer that the body writes and does not allocate must be accessed, everywhere in the body, so that in some dimension the
-    index is c * axis + r with the same c and the same values of outer loops, and with 0 <= r < c where loops inside vary r.
+    Every buffer that the body writes and does not allocate must be accessed, everywhere in the body, so
+    that in some dimension the
+    index is c * axis + r with the same c and the same values of outer loops, and with 0 <= r < c where
+    loops inside vary r.
     """
     own = {s.buffer for s in walk(loop.body) if isinstance(s, Alloc)}
     inner = {s.axis for s in walk(loop.body) if isinstance(s, For)}
@@ -174,7 +188,8 @@ def independent(loop: For) -> bool:
     return True
 
 
-# ---- sinking ---------------------------------------------------------------------------------------------------------------------
+# ---- sinking -----------------------------------------------------------------------------------------------
+# ----------------------
 
 
 @dataclass(slots=True)
@@ -242,7 +257,8 @@ class _Sink:
 
 
 def sink(loop: For, wanted: Callable[[For], bool]) -> Body:
-    """Bring a loop inside the loops that are `wanted`, with a row for every local that has to outlive a piece of it:
+    """Bring a loop inside the loops that are `wanted`, with a row for every local that has to outlive a piece
+    of it:
 
     for j: local a; a = 0; for k: a += f(j, k); y[j] = a
       ->  local a[J]; for j: a[j] = 0;  for k: for j: a[j] += f(j, k);  for j: y[j] = a[j]
@@ -253,17 +269,22 @@ def sink(loop: For, wanted: Callable[[For], bool]) -> Body:
     return _Sink(loop, wanted).run()
 
 
-# ---- invariants ------------------------------------------------------------------------------------------------------------------
+# ---- invariants --------------------------------------------------------------------------------------------
+# ----------------------
 
 
 def raise_allocs(body: Body) -> Body:
-    """for i: local a[n]; S  ->  local a[n]; for i: S, for arrays whose size does not depend on loops, out of serial loops."""
+    """for i: local a[n]; S  ->  local a[n]; for i: S, for arrays whose size does not depend on loops, out of
+    serial loops.
+    """
 
     def visit(stmts: Iterable[Stmt], outside: list[Buffer], axes: frozenset[Axis]) -> Body:
         out: list[Stmt] = []
         for s in stmts:
             match s:
-                case Alloc() if s.buffer.shape and not any(a in free(n) for n in s.buffer.shape for a in axes):
+                case Alloc() if s.buffer.shape and not any(
+                    a in free(n) for n in s.buffer.shape for a in axes
+                ):
                     outside.append(s.buffer)
                 case For() | If():
                     inside = axes | {s.axis} if isinstance(s, For) else axes
@@ -288,7 +309,8 @@ class _Held:
 def hoist(body: Body, may_be_empty: Callable[[For], bool]) -> Body:
     """for l: y[l] += x[k] * w[l]  ->  local v = x[k]; for l: y[l] += v * w[l]
 
-    Reads that a loop does not change are made before it, unless the loop writes what they read, they are made under a condition, or
+    Reads that a loop does not change are made before it, unless the loop writes what they read, they are
+    made under a condition, or
     the loop may have no iterations.
     """
     out, floating = _hoisted(body, may_be_empty)
@@ -296,7 +318,9 @@ def hoist(body: Body, may_be_empty: Callable[[For], bool]) -> Body:
     return out
 
 
-def _hoisted(body: Iterable[Stmt], may_be_empty: Callable[[For], bool], loop: For | None = None) -> tuple[Body, list[_Held]]:
+def _hoisted(
+    body: Iterable[Stmt], may_be_empty: Callable[[For], bool], loop: For | None = None
+) -> tuple[Body, list[_Held]]:
     """The body, and what should be made before the loop around it."""
     out: list[Stmt] = []
     outside: list[_Held] = []
@@ -362,7 +386,9 @@ def _changed(loop: For) -> set[object]:
 
 
 def _depends(e: Expr, axes: set[Axis], buffers: set[object]) -> bool:
-    return any(a in free(e) for a in axes) or any(isinstance(n, Load) and n.source in buffers for n in nodes(e))
+    return any(a in free(e) for a in axes) or any(
+        isinstance(n, Load) and n.source in buffers for n in nodes(e)
+    )
 
 
 def statements(body: Body) -> int:

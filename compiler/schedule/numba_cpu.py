@@ -1,8 +1,11 @@
 """Rules that schedule a naive kernel for Numba on a CPU.
 
-Numba's LLVM vectorises an innermost loop where it runs along contiguous memory and carries nothing from one iteration to the next. So
-the contiguous axis goes inside the reduction loops, with a row of accumulators; panels of packed weights are walked one after another;
-outer loops become tasks. Everything is decided from access maps and extents. Taking a rule away leaves a slower, correct kernel.
+Numba's LLVM vectorises an innermost loop where it runs along contiguous memory and carries nothing from
+one iteration to the next. So
+the contiguous axis goes inside the reduction loops, with a row of accumulators; panels of packed weights
+are walked one after another;
+outer loops become tasks. Everything is decided from access maps and extents. Taking a rule away leaves a
+slower, correct kernel.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ PARALLEL_WORK = 1_000_000
 
 
 def schedule(kernel: Kernel) -> Kernel:
-    """A kernel whose innermost loops vectorise and whose outermost loop is parallel where it is large enough."""
+    """A kernel whose innermost loops vectorise and whose outermost loop is parallel where it is "
+    "large enough."""
     steps: list[str] = []
     body = drop_units(kernel.body)
     body = _panels(body, steps)
@@ -63,7 +67,8 @@ def _may_be_empty(loop: For) -> bool:
     return n == 0
 
 
-# ---- panels ----------------------------------------------------------------------------------------------------------------------
+# ---- panels ------------------------------------------------------------------------------------------------
+# ----------------------
 
 
 def _panels(body: Body, steps: list[str]) -> Body:
@@ -91,7 +96,9 @@ def perfect(loop: For) -> tuple[list[Axis], Body]:
     """The axes of perfectly nested loops from `loop` inwards, and what is inside."""
     axes = [loop.axis]
     body = loop.body
-    while len(body) == 1 and isinstance(body[0], For) and not any(a in free(body[0].axis.extent) for a in axes):
+    while (
+        len(body) == 1 and isinstance(body[0], For) and not any(a in free(body[0].axis.extent) for a in axes)
+    ):
         axes.append(body[0].axis)
         body = body[0].body
     return axes, body
@@ -114,14 +121,19 @@ def _panel_width(body: Body, a: Axis) -> int | None:
 
 def _with_panel(x: Axis, tile: Axis, body: Body) -> bool:
     """Whether what is read along the panels of `tile` also depends on another axis (a batch)."""
-    return any(tile in _free(i) and x in _free(i) for b, i, write in accesses(body) if not write and b.scope == "param")
+    return any(
+        tile in _free(i) and x in _free(i)
+        for b, i, write in accesses(body)
+        if not write and b.scope == "param"
+    )
 
 
 def _free(index: Iterable[Expr]) -> frozenset[Expr]:
     return frozenset().union(*(free(i) for i in index))
 
 
-# ---- which loop goes inside ------------------------------------------------------------------------------------------------------
+# ---- which loop goes inside
+# ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -149,7 +161,8 @@ def _stores(body: Iterable[Stmt], around: tuple[For, ...] = (), times: int = 1) 
 
 
 def _cost(x: _Inner, along: For, own: set[Buffer]) -> float:
-    """About how long a store takes per iteration if the loop `along` were the innermost one (1: a scalar operation).
+    """About how long a store takes per iteration if the loop `along` were the innermost one (1: a scalar
+    operation).
 
     `own` are the buffers that would get a row along it.
     """
@@ -160,7 +173,9 @@ def _cost(x: _Inner, along: For, own: set[Buffer]) -> float:
         return 1.0
     strides = [] if s.buffer in own else [_stride(s.buffer, s.index, a)]
     for e in (*s.index, s.value):
-        strides += [_stride(n.source, n.index, a) for n in nodes(e) if isinstance(n, Load) and n.source not in own]
+        strides += [
+            _stride(n.source, n.index, a) for n in nodes(e) if isinstance(n, Load) and n.source not in own
+        ]
     if any(n not in (0, 1) for n in strides):
         return 1.0
     return 0.1
@@ -191,7 +206,8 @@ def _gain(loop: For, found: list[_Inner]) -> tuple[float, set[Store]]:
 
 
 def _improve(body: Body, steps: list[str]) -> Body:
-    """Sink the loops that gain by it: for every nest the one loop, or the several inner ones, that save most."""
+    """Sink the loops that gain by it: for every nest the one loop, or the several inner ones, that "
+    "save most."""
     found = _stores(body)
     chosen: dict[For, set[Store]] = {}
 
@@ -218,7 +234,9 @@ def _improve(body: Body, steps: list[str]) -> Body:
 def _width(loop: For) -> int:
     """How many iterations of a loop to sink at once; 0 where even few would keep too much."""
     bytes_each = sum(
-        storage_bytes(s.buffer.dtype) * _elements(s.buffer.shape) for s in walk(loop.body) if isinstance(s, Alloc)
+        storage_bytes(s.buffer.dtype) * _elements(s.buffer.shape)
+        for s in walk(loop.body)
+        if isinstance(s, Alloc)
     )
     n = size(loop.axis.extent)
     known = ix.number(most(loop.axis.extent))
@@ -226,7 +244,11 @@ def _width(loop: For) -> int:
     if known is not None and known * bytes_each <= budget:
         return known
     for w in WIDTHS:
-        if w <= max(n, FEWEST_LANES) and w * bytes_each <= budget and (known is None or known % w == 0 or w <= 64):
+        if (
+            w <= max(n, FEWEST_LANES)
+            and w * bytes_each <= budget
+            and (known is None or known % w == 0 or w <= 64)
+        ):
             return w
     return WIDTHS[-1] if WIDTHS[-1] * bytes_each <= MOST_ROW_BYTES else 0
 
@@ -238,7 +260,9 @@ def _elements(shape: Sequence[Expr]) -> int:
     return total
 
 
-def _sunk(body: Iterable[Stmt], chosen: dict[For, set[Store]], steps: list[str], outermost: bool = False) -> Body:
+def _sunk(
+    body: Iterable[Stmt], chosen: dict[For, set[Store]], steps: list[str], outermost: bool = False
+) -> Body:
     out: list[Stmt] = []
     for s in body:
         match s:
@@ -274,7 +298,8 @@ def _sink_one(loop: For, better: set[Store], steps: list[str], outermost: bool) 
     return (replace(halves, body=sink(lanes, lambda f: any(s in moved for s in walk(f.body)))),)
 
 
-# ---- tasks -----------------------------------------------------------------------------------------------------------------------
+# ---- tasks -------------------------------------------------------------------------------------------------
+# ----------------------
 
 
 def work(body: Iterable[Stmt]) -> int:
@@ -296,7 +321,8 @@ def work(body: Iterable[Stmt]) -> int:
 def _parallel(body: Body, steps: list[str]) -> Body:
     """Outer loops as tasks; arrays are made once per task.
 
-    Which loops depends on the shape of the nest alone, so that kernels that differ in sizes stay alike: all that walk over rows, less
+    Which loops depends on the shape of the nest alone, so that kernels that differ in sizes stay alike:
+    all that walk over rows, less
     the innermost of three or more, and never the loop that is vectorised.
     """
     if len(body) != 1 or not isinstance(body[0], For) or work(body) < PARALLEL_WORK:

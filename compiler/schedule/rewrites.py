@@ -1,17 +1,32 @@
 """Rewrites of loops. Each keeps the meaning of what it rewrites, or refuses with a ScheduleError.
 
-A loop here is a `For` statement; a rewrite answers the statements that take its place. Data loops (whose iterations write different
+A loop here is a `For` statement; a rewrite answers the statements that take its place. Data loops (whose
+iterations write different
 elements) may be split, reordered, jammed and vectorised; accumulation loops keep their order.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Apply, Axis, Const, Expr, Load, as_expr, axis, const, free, nodes, substitute
-from fusile.ir.loops import Alloc, Buffer, For, If, Kind, Stmt, Store, accesses, map_exprs, stmt_exprs, substitute_stmts, walk
+from fusile.ir.loops import (
+    Alloc,
+    Buffer,
+    For,
+    If,
+    Kind,
+    Stmt,
+    Store,
+    accesses,
+    map_exprs,
+    stmt_exprs,
+    substitute_stmts,
+    walk,
+)
 
 
 class ScheduleError(Exception):
@@ -27,7 +42,8 @@ def place(body: Body, at: Axis, value: Expr) -> Body:
 
 
 def split(loop: For, factor: int, outer: Kind = Kind.SERIAL, inner: Kind = Kind.SERIAL) -> Body:
-    """for i in N: S(i)  ->  for io in N // f: for ii in f: S(io * f + ii);  for ir in N mod f: S((N // f) * f + ir)
+    """for i in N: S(i)  ->  for io in N // f: for ii in f: S(io * f + ii);  for ir in N mod f: S((N // f) * f
+    + ir)
 
     The second loop is left out where f divides N.
     """
@@ -45,9 +61,11 @@ def split(loop: For, factor: int, outer: Kind = Kind.SERIAL, inner: Kind = Kind.
 
 
 def vectorise(loop: For, lanes: int, jam: int) -> Body:
-    """for i in N: S(i)  ->  for io in N // (jam lanes): jam j: vector l: S((io jam + j) lanes + l), then what is left over.
+    """for i in N: S(i)  ->  for io in N // (jam lanes): jam j: vector l: S((io jam + j) lanes + l), then what
+    is left over.
 
-    What is left over is one register tile under a mask where N is a number, and a loop of masked vectors where it is not.
+    What is left over is one register tile under a mask where N is a number, and a loop of masked vectors
+    where it is not.
     Refuses a loop whose iterations may touch the same element.
     """
     check_independent(loop)
@@ -69,7 +87,11 @@ def vectorise(loop: For, lanes: int, jam: int) -> Body:
     if ix.number(rest) != 0:
         left = ix.number(rest)
         if left is not None:
-            out.extend(tile(loop, lambda at: whole * step + at, lanes, -(-left // lanes), n if left % lanes else None))
+            out.extend(
+                tile(
+                    loop, lambda at: whole * step + at, lanes, -(-left // lanes), n if left % lanes else None
+                )
+            )
         else:
             ir = axis(f"{loop.axis.name}r", ix.ceil_div(rest, lanes))
             out.append(For(ir, tile(loop, lambda at: whole * step + ir * lanes + at, lanes, 1, n)))
@@ -89,7 +111,9 @@ def tile(loop: For, position: Callable[[Expr], Expr], lanes: int, jam: int, limi
 
 
 def collapse(outer: For) -> For | None:
-    """for i in N: for j in M: S(i, j)  ->  for f in N M: S(f // M, f mod M), where every access is linear in f; None where one is not."""
+    """for i in N: for j in M: S(i, j)  ->  for f in N M: S(f // M, f mod M), where every access is linear in
+    f; None where one is not.
+    """
     if len(outer.body) != 1 or not isinstance(outer.body[0], For) or outer.kind is not outer.body[0].kind:
         return None
     inner = outer.body[0]
@@ -114,7 +138,9 @@ def collapse(outer: For) -> For | None:
 
 
 def _linear_outside_reads(e: Expr, f: Axis) -> bool:
-    """Whether an axis occurs in the value of an expression only inside the indices of reads (conditions on digits would be slow)."""
+    """Whether an axis occurs in the value of an expression only inside the indices of reads (conditions on
+    digits would be slow).
+    """
     if e is f:
         return False
     if isinstance(e, Load) or not e.children:
@@ -133,25 +159,31 @@ def reorder(loops: Sequence[Axis], wanted: Sequence[Axis]) -> tuple[Axis, ...]:
 
 
 def partition(loop: For, at: Sequence[int]) -> Body:
-    """for i in N: S(i)  ->  for i in b1: S(i); for i in b2 - b1: S(b1 + i); …  for boundaries 0 < b1 < b2 < … < N."""
+    """for i in N: S(i)  ->  for i in b1: S(i); for i in b2 - b1: S(b1 + i); …  for boundaries 0 < b1 < b2 < …
+    < N.
+    """
     n = ix.number(loop.axis.extent)
     assert n is not None
     bounds = [0, *sorted(b for b in set(at) if 0 < b < n), n]
     out: list[Stmt] = []
-    for low, high in zip(bounds, bounds[1:], strict=False):
+    for low, high in itertools.pairwise(bounds):
         i = axis(loop.axis.name, high - low)
         out.append(For(i, place(loop.body, loop.axis, as_expr(low) + i), loop.kind))
     return tuple(out)
 
 
 def boundaries(loop: For) -> list[int]:
-    """The values of an axis at which conditions in the body change, where conditions compare the axis with a number."""
+    """The values of an axis at which conditions in the body change, where conditions compare the axis with a
+    number.
+    """
     found: set[int] = set()
     for s in walk(loop.body):
         for e in stmt_exprs(s):
             for n in nodes(e):
                 if isinstance(n, Apply) and n.op in ("lt", "le") and loop.axis in free(n):
-                    p = ix.add(ix.poly(n.args[1]), ix.poly(n.args[0]), -1)  # true where p > 0 (lt) or p >= 0 (le)
+                    p = ix.add(
+                        ix.poly(n.args[1]), ix.poly(n.args[0]), -1
+                    )  # true where p > 0 (lt) or p >= 0 (le)
                     c = p.get((loop.axis,))
                     if c in (1, -1) and set(p) <= {(), (loop.axis,)}:
                         k = p.get((), 0)
@@ -163,7 +195,9 @@ def boundaries(loop: For) -> list[int]:
 
 
 def check_independent(loop: For) -> None:
-    """Refuse a loop in which two iterations may write one element, or one reads what another writes (accumulators of its own aside)."""
+    """Refuse a loop in which two iterations may write one element, or one reads what another writes
+    (accumulators of its own aside).
+    """
     own: set[Buffer] = {s.buffer for s in walk(loop.body) if isinstance(s, Alloc)}
     for s in walk(loop.body):
         if isinstance(s, Store) and s.buffer not in own and not moves(s, loop.axis):

@@ -1,7 +1,9 @@
 """The register tile: how many rows and vectors of a contraction are accumulated side by side.
 
-A small cost model in cycles per step of the reduced loop, for a core that issues two fused multiply-adds and two loads per cycle, with
-four cycles of latency, and reads panels from its second-level cache at about 24 bytes per cycle (measured; see docs/performance.md).
+A small cost model in cycles per step of the reduced loop, for a core that issues two fused multiply-adds
+and two loads per cycle, with
+four cycles of latency, and reads panels from its second-level cache at about 24 bytes per cycle (measured;
+see docs/performance.md).
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ LATENCY = 4.0
 PANEL_BYTES_PER_CYCLE = 24.0
 MOST_ROWS = 14
 ALIASED_ROWS = 8
-"""Rows whose distance is a multiple of 4 KiB fall into one set of the first-level cache: no more of them than half its ways leave free."""
+"""Rows whose distance is a multiple of 4 KiB fall into one set of the first-level cache: no more of them than
+half its ways leave free.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +38,21 @@ def step_cycles(rows: int, vectors: int, registers: Registers) -> float:
     """Cycles of one step of the reduced loop for a tile."""
     if rows == 0:
         return 0.0
-    return max(rows * vectors / 2, (rows + vectors) / 2, LATENCY, vectors * registers.lanes * 4 / PANEL_BYTES_PER_CYCLE) + 0.5
+    return (
+        max(
+            rows * vectors / 2,
+            (rows + vectors) / 2,
+            LATENCY,
+            vectors * registers.lanes * 4 / PANEL_BYTES_PER_CYCLE,
+        )
+        + 0.5
+    )
 
 
 def rows_cycles(extent: Expr | int, rows: int, vectors: int, registers: Registers) -> float:
-    """Cycles per step over all rows, in tiles of `rows` and one smaller tile; symbolic extents count per row of a full tile."""
+    """Cycles per step over all rows, in tiles of `rows` and one smaller tile; symbolic extents count per row
+    of a full tile.
+    """
     n = ix.number(extent)
     if n is None:
         return step_cycles(rows, vectors, registers) / rows * 1024
@@ -65,6 +79,8 @@ def best_vectors(columns: Expr | int, rows: Expr | int, registers: Registers) ->
         if needed is None:
             return full / v
         rest = needed % v
-        return (needed // v) * full + (rows_cycles(rows, best_rows(rows, rest, registers), rest, registers) if rest else 0.0)
+        return (needed // v) * full + (
+            rows_cycles(rows, best_rows(rows, rest, registers), rest, registers) if rest else 0.0
+        )
 
     return min((v for v in widths if needed is None or v <= max(needed, 1)), key=lambda v: (price(v), v))

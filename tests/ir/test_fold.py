@@ -13,7 +13,23 @@ from hypothesis import strategies as st
 from fusile.ir.expr import OPS, Const, Expr, Load, apply, cast, const, fold, load, raw_apply
 from fusile.ir.interpret import evaluate
 from fusile.ir.tensor import Tensor
-from fusile.ir.types import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, DType, numpy_dtype
+from fusile.ir.types import (
+    BF16,
+    BOOL,
+    F16,
+    F32,
+    F64,
+    I8,
+    I16,
+    I32,
+    I64,
+    U8,
+    U16,
+    U32,
+    U64,
+    DType,
+    numpy_dtype,
+)
 
 INTEGERS = (I8, I16, I32, I64, U8, U16, U32, U64)
 FLOATS = (F32, F64, F16, BF16)
@@ -24,7 +40,11 @@ ROUNDING = ("floor", "ceil", "trunc", "round", "sqrt")
 CURVES = ("exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "tanh", "erf")
 
 CASES: tuple[tuple[str, DType], ...] = (
-    *((op, t) for t in INTEGERS for op in (*ARITHMETIC, *BITS, *COMPARISONS, "floordiv", "shl", "shr", "select")),
+    *(
+        (op, t)
+        for t in INTEGERS
+        for op in (*ARITHMETIC, *BITS, *COMPARISONS, "floordiv", "shl", "shr", "select")
+    ),
     *((op, t) for t in FLOATS for op in (*ARITHMETIC, *COMPARISONS, *ROUNDING, *CURVES, "select")),
     *((op, BOOL) for op in (*BITS, *COMPARISONS, "select")),
 )

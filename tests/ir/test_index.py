@@ -64,7 +64,9 @@ def _grown(children: st.SearchStrategy[Tree]) -> st.SearchStrategy[Tree]:
 
 trees = st.recursive(leaves, _grown, max_leaves=8)
 linear = st.recursive(
-    leaves, lambda children: st.tuples(st.sampled_from(("add", "sub", "mul")), children, children), max_leaves=6
+    leaves,
+    lambda children: st.tuples(st.sampled_from(("add", "sub", "mul")), children, children),
+    max_leaves=6,
 )
 numbers = st.sampled_from((2, 3, 4, 16))
 
@@ -74,7 +76,13 @@ def tiled(draw: st.DrawFn) -> Tree:
     """A number cut into tiles, as schedules do: multiples of quotients, remainders, and what is between."""
     x, k = draw(st.one_of(leaves, linear)), ("const", draw(numbers))
     whole, rest = ("floordiv", x, k), ("mod", x, k)
-    parts = [whole, rest, ("mul", whole, k), ("sub", x, ("mul", whole, k)), ("floordiv", rest, ("const", draw(numbers)))]
+    parts = [
+        whole,
+        rest,
+        ("mul", whole, k),
+        ("sub", x, ("mul", whole, k)),
+        ("floordiv", rest, ("const", draw(numbers))),
+    ]
     a, b = draw(st.sampled_from(parts)), draw(st.one_of(st.sampled_from([*parts, x]), leaves))
     return (draw(st.sampled_from(("add", "sub"))), ("mul", ("const", draw(st.integers(-3, 3))), a), b)
 

@@ -42,7 +42,12 @@ def test_iterations_side_by_side_have_locals_of_their_own() -> None:
     lane, k = axis("lane", 3), axis("k", 4)
     total = Buffer("acc", F32, (), "local")
     add = Store(total, (), load(total, ()) + load(X, (lane,)) + cast(k, F32))
-    body = (Alloc(total), Store(total, (), const(0.0, F32)), For(k, (add,)), Store(Y, (lane,), load(total, ())))
+    body = (
+        Alloc(total),
+        Store(total, (), const(0.0, F32)),
+        For(k, (add,)),
+        Store(Y, (lane,), load(total, ())),
+    )
     np.testing.assert_array_equal(run(For(lane, body, Kind.JAM), n=3), [6, 10, 14])
 
 
@@ -89,7 +94,10 @@ REFUSED: dict[str, tuple[tuple[Stmt, ...], str]] = {
         (For(lane := axis("lane", 3), (For(axis("k", lane + 1), ()),), Kind.JAM),),
         "runs [1, 2, 3] times",
     ),
-    "memory that is not there": ((Store(Buffer("z", F32, ()), (), ONE),), "z is written where it does not exist"),
+    "memory that is not there": (
+        (Store(Buffer("z", F32, ()), (), ONE),),
+        "z is written where it does not exist",
+    ),
 }
 
 

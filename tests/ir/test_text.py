@@ -109,7 +109,8 @@ def test_names_are_free_again_outside_their_scope() -> None:
         return For(i, body, Kind.JAM)
 
     assert kernel_text(Kernel("k", (out,), (), (half(), half()))) == (
-        "kernel k(out: f32[4]):\n" + 2 * "  jam i in 2:\n    local held: f32[]\n    held[] = 1.0\n    out[i] = held[]\n"
+        "kernel k(out: f32[4]):\n"
+        + 2 * "  jam i in 2:\n    local held: f32[]\n    held[] = 1.0\n    out[i] = held[]\n"
     )
 
 

@@ -270,7 +270,9 @@ KERNELS: dict[str, tuple[Callable[[], Kernel], tuple[str, ...]]] = {
         ("only sizes may stand",),
     ),
     "constant written": (
-        lambda: kernel(nest(copy(to=(c := Buffer("c", F32, as_shape((N, 4)), constant=True)))), params=(A, c)),
+        lambda: kernel(
+            nest(copy(to=(c := Buffer("c", F32, as_shape((N, 4)), constant=True)))), params=(A, c)
+        ),
         ("'c' is constant and written",),
     ),
     "rank of a store": (lambda: kernel(nest(copy((J,)))), ("'b' of rank 2 is written at 1 indices",)),
@@ -285,7 +287,10 @@ KERNELS: dict[str, tuple[Callable[[], Kernel], tuple[str, ...]]] = {
         lambda: kernel(nest(copy(value=reduce_over("sum", (K,), load(A, (I, J)))))),
         ("below the root",),
     ),
-    "axis bound twice": (lambda: kernel(For(I, (For(I, (copy((I, 0)),)),))), ("inside another one over the same",)),
+    "axis bound twice": (
+        lambda: kernel(For(I, (For(I, (copy((I, 0)),)),))),
+        ("inside another one over the same",),
+    ),
     "parallel inside": (
         lambda: kernel(nest(copy(), inner=Kind.PARALLEL)),
         ("the parallel loop over 'j' is not outermost",),
@@ -308,7 +313,9 @@ KERNELS: dict[str, tuple[Callable[[], Kernel], tuple[str, ...]]] = {
     ),
     "jam of symbolic size": (lambda: kernel(nest(copy(), outer=Kind.JAM)), ("has no constant extent",)),
     "vector in a vector": (
-        lambda: kernel(For(TILE, (For(LANE, (Store(WIDE, (TILE * 8 + LANE,), ONE),), Kind.VECTOR),), Kind.VECTOR)),
+        lambda: kernel(
+            For(TILE, (For(LANE, (Store(WIDE, (TILE * 8 + LANE,), ONE),), Kind.VECTOR),), Kind.VECTOR)
+        ),
         ("inside another vector loop",),
     ),
     "extent differs between lanes": (
@@ -408,7 +415,12 @@ def mover(name: str, source: Tensor, to: Tensor, **changes: object) -> Call:
     """A call of a kernel that copies one tensor to another."""
     a, b = Buffer("from", source.dtype, source.shape), Buffer("to", to.dtype, to.shape)
     p = axis("p", source.shape[0])
-    k = Kernel(name, (a, b), tuple(d for d in (LATE,) if LATE in source.shape), (For(p, (Store(b, (p,), load(a, (p,))),)),))
+    k = Kernel(
+        name,
+        (a, b),
+        tuple(d for d in (LATE,) if LATE in source.shape),
+        (For(p, (Store(b, (p,), load(a, (p,))),)),),
+    )
     return replace(Call((Variant(None, k, (source, to)),)), **changes)  # type: ignore[arg-type]
 
 
@@ -567,7 +579,9 @@ def test_symbolic_arenas_are_tried_with_numbers() -> None:
     }
     steps = (mover("k1", source, mid), mover("k2", mid, more), mover("k3", more, out))
     steps = tuple(
-        replace(s, variants=(replace(v, kernel=replace(v.kernel, dims=(N,))),)) for s in steps for v in s.variants
+        replace(s, variants=(replace(v, kernel=replace(v.kernel, dims=(N,))),))
+        for s in steps
+        for v in s.variants
     )
     good = Plan("p", (source,), (out,), ("out",), (N,), steps, places, lines * 2, 0, ())
     verify_plan(good)
@@ -596,9 +610,14 @@ def value(name: str, **changes: object) -> onnx.Value:
 
 
 def graph_of(
-    inputs: list[onnx.Value], nodes: list[onnx.Node], outputs: list[onnx.Value], initializers: list[onnx.Value] = ()  # type: ignore[assignment]
+    inputs: list[onnx.Value],
+    nodes: list[onnx.Node],
+    outputs: list[onnx.Value],
+    initializers: list[onnx.Value] = (),  # type: ignore[assignment]
 ) -> onnx.Model:
-    graph = onnx.Graph(inputs, outputs, nodes=nodes, initializers=initializers, name="g", opset_imports={"": 28})
+    graph = onnx.Graph(
+        inputs, outputs, nodes=nodes, initializers=initializers, name="g", opset_imports={"": 28}
+    )
     return onnx.Model(graph, ir_version=10)
 
 
@@ -627,11 +646,17 @@ def test_graphs_with_leftovers_are_refused() -> None:
     empty = value("w")
     relu = onnx.Node("", "Relu", [empty], name="r")
     relu.outputs[0].name = "y"
-    refused(lambda: verify_graph(graph_of([empty], [relu], [value("z")])), "the output 'z' is defined nowhere")
+    refused(
+        lambda: verify_graph(graph_of([empty], [relu], [value("z")])), "the output 'z' is defined nowhere"
+    )
     other = value("u")
-    reference = onnx.Node("", "Relu", [other], [onnx.RefAttr("alpha", "beta", onnx.AttributeType.FLOAT)], name="q")
+    reference = onnx.Node(
+        "", "Relu", [other], [onnx.RefAttr("alpha", "beta", onnx.AttributeType.FLOAT)], name="q"
+    )
     reference.outputs[0].name = "v"
-    refused(lambda: verify_graph(graph_of([other], [reference], [reference.outputs[0]])), "'alpha'", "function")
+    refused(
+        lambda: verify_graph(graph_of([other], [reference], [reference.outputs[0]])), "'alpha'", "function"
+    )
 
 
 def test_a_condition_may_guard_an_index() -> None:

@@ -68,7 +68,14 @@ def program(tmp_path: Path) -> Callable[..., Program]:
         executable = tmp_path / "run_model"
         sanitize = [] if VALGRIND else ["-fsanitize=address"]
         command = ["cc", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-g", "-O1", *sanitize]
-        command += [str(PROGRAM), f"-I{tmp_path}", str(files[0]), f"-Wl,-rpath,{tmp_path}", "-o", str(executable)]
+        command += [
+            str(PROGRAM),
+            f"-I{tmp_path}",
+            str(files[0]),
+            f"-Wl,-rpath,{tmp_path}",
+            "-o",
+            str(executable),
+        ]
         subprocess.run(command, check=True)
         weights = "-" if embed or len(files) < 4 else str(files[3])
 
@@ -80,7 +87,10 @@ def program(tmp_path: Path) -> Callable[..., Program]:
             checker = ["valgrind", "-q", "--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=all"]
             line = [str(executable), what, str(threads), weights, str(tmp_path / "in"), str(tmp_path / "out")]
             return subprocess.run(
-                [*(checker if VALGRIND and checked else []), *line], capture_output=True, text=True, check=False
+                [*(checker if VALGRIND and checked else []), *line],
+                capture_output=True,
+                text=True,
+                check=False,
             )
 
         return run
@@ -117,7 +127,9 @@ def test_threads_and_weights_beside(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_allocation_that_fails_is_a_status_and_leaves_nothing(program: Callable[..., Program], name: str) -> None:
+def test_an_allocation_that_fails_is_a_status_and_leaves_nothing(
+    program: Callable[..., Program], name: str
+) -> None:
     make, sets = CASES[name]
     done = program(make())("fail", sets, threads=2)
     assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
@@ -136,7 +148,11 @@ def test_an_index_out_of_range_names_the_node(program: Callable[..., Program], b
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50_tv", "bilstm_gru_ts17"])
 def test_whole_models(
-    program: Callable[..., Program], tmp_path: Path, reference: Reference, request: pytest.FixtureRequest, name: str
+    program: Callable[..., Program],
+    tmp_path: Path,
+    reference: Reference,
+    request: pytest.FixtureRequest,
+    name: str,
 ) -> None:
     folder = request.config.getoption("--models")
     path = Path(folder or os.devnull) / f"{name}.onnx"
@@ -148,7 +164,10 @@ def test_whole_models(
     for batch in (1, 2):
         feeds = {}
         for port in ports:
-            shape = [batch if axis == 0 else d if isinstance(d, int) else 12 for axis, d in enumerate(port.shape or ())]
+            shape = [
+                batch if axis == 0 else d if isinstance(d, int) else 12
+                for axis, d in enumerate(port.shape or ())
+            ]
             values = rng.standard_normal(shape) if port.dtype == np.float32 else rng.integers(0, 30, shape)
             feeds[port.name] = values.astype(port.dtype)
         sets.append(feeds)

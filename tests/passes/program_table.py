@@ -117,7 +117,12 @@ PROGRAMS: tuple[Small, ...] = (
             w = Slice (e, starts2, ends2, axes)
         }""",
         numbers={
-            "starts": [1], "ends": [7], "axes": [1], "steps": [2], "starts2": [2], "ends2": [100],
+            "starts": [1],
+            "ends": [7],
+            "axes": [1],
+            "steps": [2],
+            "starts2": [2],
+            "ends2": [100],
         },
         sizes={"N": 2, "S": 6},
     ),  # fmt: skip

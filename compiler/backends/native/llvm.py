@@ -1,8 +1,11 @@
 """Loop kernels to LLVM IR text.
 
-The printer runs a kernel's body for a set of *instances* at once: the iterations of `jam` loops, side by side, each over the lanes of
-the enclosing `vector` loop. What does not depend on a jam axis or on the lane is computed once and shared; serial loops inside are
-printed once for all instances. There is no optimisation here beyond that sharing: it is what the loop kinds mean.
+The printer runs a kernel's body for a set of *instances* at once: the iterations of `jam` loops, side by
+side, each over the lanes of
+the enclosing `vector` loop. What does not depend on a jam axis or on the lane is computed once and shared;
+serial loops inside are
+printed once for all instances. There is no optimisation here beyond that sharing: it is what the loop
+kinds mean.
 """
 
 from __future__ import annotations
@@ -46,7 +49,9 @@ class Part:
 
 def parts(kernel: Kernel, symbol: str) -> list[Part]:
     """A kernel as functions that run one after another; parallel nests become task loops."""
-    if any(isinstance(s, Alloc) for s in kernel.body) or not any(isinstance(s, For) and s.kind is Kind.PARALLEL for s in kernel.body):
+    if any(isinstance(s, Alloc) for s in kernel.body) or not any(
+        isinstance(s, For) and s.kind is Kind.PARALLEL for s in kernel.body
+    ):
         return [Part(symbol, as_expr(1), (), kernel.body)]
     out: list[Part] = []
     for k, s in enumerate(kernel.body):
@@ -130,7 +135,8 @@ class FunctionPrinter:
         self.depth: dict[Axis, int] = {}
         self.block = "entry"
 
-    # ---- text ------------------------------------------------------------------------------------------------------------------
+    # ---- text ----------------------------------------------------------------------------------------------
+    # --------------------
 
     def name(self) -> str:
         self.temporaries += 1
@@ -159,7 +165,8 @@ class FunctionPrinter:
     def typed(self, v: Value) -> str:
         return f"{self.type_of(v.dtype, v.lanes)} {v.text}"
 
-    # ---- the function -------------------------------------------------------------------------------------------------------------
+    # ---- the function --------------------------------------------------------------------------------------
+    # -----------------------
 
     def function(self) -> str:
         self._frame()
@@ -171,7 +178,8 @@ class FunctionPrinter:
         if any(isinstance(s, Store) and s.stream for s in walk(self.part.body)):
             # Streaming stores are not ordered by what ends a parallel loop.
             self.lines.append("  fence seq_cst")
-        head = f"define hidden void @{self.part.symbol}(ptr noalias %frame, i64 %begin, i64 %end, ptr noalias %scratch) nounwind {{"
+        arguments = "ptr noalias %frame, i64 %begin, i64 %end, ptr noalias %scratch"
+        head = f"define hidden void @{self.part.symbol}({arguments}) nounwind {{"
         return "\n".join([head, "entry:", *self.entry, *self.lines, "  ret void", "}", ""])
 
     def _slot(self, k: int, llvm_type: str, name: str) -> None:
@@ -225,7 +233,8 @@ class FunctionPrinter:
         self.lines[at] = f"  {task} = phi i64 [ %begin, %{before} ], [ {following}, %{self.block} ]"
         self.start(done)
 
-    # ---- statements -----------------------------------------------------------------------------------------------------------------
+    # ---- statements ----------------------------------------------------------------------------------------
+    # -------------------------
 
     def run(self, body: Iterable[Stmt], instances: list[Instance]) -> None:
         for s in body:
@@ -241,7 +250,10 @@ class FunctionPrinter:
                 case For(kind=Kind.JAM):
                     n = ix.number(s.axis.extent)
                     assert n is not None, f"the jam loop over {s.axis.name} needs a fixed extent"
-                    self.run(s.body, [Instance((*i.places, (s.axis, k)), i.mask) for i in instances for k in range(n)])
+                    self.run(
+                        s.body,
+                        [Instance((*i.places, (s.axis, k)), i.mask) for i in instances for k in range(n)],
+                    )
                 case For(kind=Kind.VECTOR):
                     self._vector(s, instances)
                 case For():
@@ -249,7 +261,9 @@ class FunctionPrinter:
 
     def _vector(self, s: For, instances: list[Instance]) -> None:
         n = ix.number(s.axis.extent)
-        assert n is not None and self.vector is None, f"the vector loop over {s.axis.name} needs a fixed extent and no other around it"
+        assert n is not None and self.vector is None, (
+            f"the vector loop over {s.axis.name} needs a fixed extent and no other around it"
+        )
         self.vector, self.lanes = s.axis, n
         self.memo.stack.append({})
         numbers = ", ".join(f"i64 {k}" for k in range(n))
@@ -297,13 +311,17 @@ class FunctionPrinter:
     def _if(self, s: If, instances: list[Instance]) -> None:
         tests = [self.value(s.condition, i) for i in instances]
         if tests[0].lanes:
-            narrowed = [Instance(i.places, self._both(i.mask, t)) for i, t in zip(instances, tests, strict=True)]
+            narrowed = [
+                Instance(i.places, self._both(i.mask, t)) for i, t in zip(instances, tests, strict=True)
+            ]
             self.memo.stack.append({})
             self.run(s.body, narrowed)
             self.memo.stack.pop()
             return
         alike = all(t.text == tests[0].text for t in tests)
-        for chosen, test in [(instances, tests[0])] if alike else [([i], t) for i, t in zip(instances, tests, strict=True)]:
+        for chosen, test in (
+            [(instances, tests[0])] if alike else [([i], t) for i, t in zip(instances, tests, strict=True)]
+        ):
             body, done = self.label("then"), self.label("end")
             self.lines.append(f"  br i1 {test.text}, label %{body}, label %{done}")
             self.start(body)
@@ -336,7 +354,8 @@ class FunctionPrinter:
             self.entry.append(f"  {slot} = alloca [{max(count, 1)} x {element}], align 64")
             self.kept[(b, i.places)] = slot
 
-    # ---- expressions ----------------------------------------------------------------------------------------------------------------
+    # ---- expressions ---------------------------------------------------------------------------------------
+    # -------------------------
 
     def depends(self, e: Expr) -> frozenset[Expr]:
         """The axes that an expression's value depends on, those around the locals that it reads included."""
@@ -365,7 +384,12 @@ class FunctionPrinter:
             assert found is not None, f"{e.name} has no value in {self.part.symbol}"
             return found
         needs = self.depends(e)
-        key = (e, tuple(k for a, k in i.places if a in needs), self._versions(e), i.mask.text if i.mask and self._reads(e) else "")
+        key = (
+            e,
+            tuple(k for a, k in i.places if a in needs),
+            self._versions(e),
+            i.mask.text if i.mask and self._reads(e) else "",
+        )
         found = self.memo.get(key)
         return found if found is not None else self.memo.put(key, self._print(e, i))
 
@@ -373,7 +397,11 @@ class FunctionPrinter:
         return any(isinstance(n, (Load, Guard)) for n in nodes(e))
 
     def _versions(self, e: Expr) -> tuple[int, ...]:
-        return tuple(self.version.get(n.source, 0) for n in nodes(e) if isinstance(n, Load) and n.source in self.version)
+        return tuple(
+            self.version.get(n.source, 0)
+            for n in nodes(e)
+            if isinstance(n, Load) and n.source in self.version
+        )
 
     def _print(self, e: Expr, i: Instance) -> Value:
         match e:
@@ -387,8 +415,14 @@ class FunctionPrinter:
                 return self._cast(self.value(e.args[0], i), e.dtype)
             case Apply(op="bitcast"):
                 v = self.value(e.args[0], i)
-                return Value(self.emit(f"bitcast {self.typed(v)} to {self.type_of(e.dtype, v.lanes)}"), e.dtype, v.lanes)
-            case Apply() if e.dtype is I64 and e.op in ("floordiv", "mod") and ix.nonnegative(ix.poly(e.args[0])):
+                return Value(
+                    self.emit(f"bitcast {self.typed(v)} to {self.type_of(e.dtype, v.lanes)}"),
+                    e.dtype,
+                    v.lanes,
+                )
+            case Apply() if (
+                e.dtype is I64 and e.op in ("floordiv", "mod") and ix.nonnegative(ix.poly(e.args[0]))
+            ):
                 a, b = self._same_lanes(*(self.value(x, i) for x in e.args))
                 word = "udiv" if e.op == "floordiv" else "urem"
                 return Value(self.emit(f"{word} {self.typed(a)}, {b.text}"), I64, a.lanes)
@@ -403,7 +437,9 @@ class FunctionPrinter:
 
         def level(term: tuple[tuple[Expr, ...], int]) -> int:
             inner = [self.depth.get(a, 0) for x in term[0] for a in self.depends(x) if isinstance(a, Axis)]
-            return (1000 if self.vector in {a for x in term[0] for a in self.depends(x)} else 0) + max(inner, default=-1)
+            return (1000 if self.vector in {a for x in term[0] for a in self.depends(x)} else 0) + max(
+                inner, default=-1
+            )
 
         total: Value | None = None
         for monomial, factor in sorted(ix.poly(e).items(), key=level):
@@ -431,7 +467,14 @@ class FunctionPrinter:
         if not v.text.startswith("%"):
             return Value(f"<{', '.join([f'{t} {v.text}'] * lanes)}>", v.dtype, lanes)
         one = self.emit(f"insertelement {vt} poison, {t} {v.text}, i32 0")
-        return self.memo.put(key, Value(self.emit(f"shufflevector {vt} {one}, {vt} poison, <{lanes} x i32> zeroinitializer"), v.dtype, lanes))
+        return self.memo.put(
+            key,
+            Value(
+                self.emit(f"shufflevector {vt} {one}, {vt} poison, <{lanes} x i32> zeroinitializer"),
+                v.dtype,
+                lanes,
+            ),
+        )
 
     def _apply(self, op: str, args: list[Value], dtype: DType) -> Value:
         args = self._same_lanes(*args)
@@ -455,7 +498,11 @@ class FunctionPrinter:
         if op == "neg":
             return self._apply("sub", [Value("0", dtype), args[0]], dtype)
         if op == "abs" and kind != "f":
-            return self._pick(self._apply("lt", [args[0], Value("0", dtype)], BOOL), self._apply("neg", [args[0]], dtype), args[0])
+            return self._pick(
+                self._apply("lt", [args[0], Value("0", dtype)], BOOL),
+                self._apply("neg", [args[0]], dtype),
+                args[0],
+            )
         if op in ("floordiv", "mod") and kind in "iu":
             return self._floor_division(op, args, dtype)
         if op == "abs":
@@ -464,7 +511,9 @@ class FunctionPrinter:
             return self._call(scalars.INTRINSIC[op], args, dtype)
         if op in scalars.LIBM and kind == "f":
             return self._libm(op, args, dtype)
-        raise TypeError(f"the native backend has no row for {op} on {dtype}: legalisation should have removed it")
+        raise TypeError(
+            f"the native backend has no row for {op} on {dtype}: legalisation should have removed it"
+        )
 
     def _floor_division(self, op: str, args: list[Value], dtype: DType) -> Value:
         """By truncating division; divisors are not zero here (legalised)."""
@@ -486,7 +535,11 @@ class FunctionPrinter:
         t = self.type_of(dtype, lanes)
         suffix = (f"v{lanes}" if lanes else "") + scalars.letters(scalars.register_type(dtype))
         self.module.declare(f"declare {t} @{intrinsic}.{suffix}({', '.join([t] * len(args))})")
-        return Value(self.emit(f"call {t} @{intrinsic}.{suffix}({', '.join(f'{t} {a.text}' for a in args)})"), dtype, lanes)
+        return Value(
+            self.emit(f"call {t} @{intrinsic}.{suffix}({', '.join(f'{t} {a.text}' for a in args)})"),
+            dtype,
+            lanes,
+        )
 
     def _libm(self, op: str, args: list[Value], dtype: DType) -> Value:
         t = self.type_of(dtype, 0)
@@ -504,7 +557,9 @@ class FunctionPrinter:
 
     def _pick(self, test: Value, yes: Value, no: Value) -> Value:
         test, yes, no = self._same_lanes(test, yes, no)
-        return Value(self.emit(f"select {self.typed(test)}, {self.typed(yes)}, {self.typed(no)}"), yes.dtype, yes.lanes)
+        return Value(
+            self.emit(f"select {self.typed(test)}, {self.typed(yes)}, {self.typed(no)}"), yes.dtype, yes.lanes
+        )
 
     def _cast(self, v: Value, to: DType) -> Value:
         if v.dtype is to:
@@ -518,7 +573,7 @@ class FunctionPrinter:
         elif a == "f":
             intrinsic = "llvm.fptosi.sat" if b == "i" else "llvm.fptoui.sat"
             lane = f"v{v.lanes}" if v.lanes else ""
-            ends = f"{lane}{scalars.letters(scalars.register_type(to))}.{lane}{scalars.letters(scalars.register_type(v.dtype))}"
+            ends = ".".join(lane + scalars.letters(scalars.register_type(t)) for t in (to, v.dtype))
             self.module.declare(f"declare {target} @{intrinsic}.{ends}({source})")
             return Value(self.emit(f"call {target} @{intrinsic}.{ends}({source} {v.text})"), to, v.lanes)
         elif b == "f":
@@ -526,17 +581,23 @@ class FunctionPrinter:
         elif to.bits == v.dtype.bits and v.dtype is not BOOL:
             return Value(v.text, to, v.lanes)
         else:
-            word = "trunc" if to.bits < v.dtype.bits and v.dtype is not BOOL else "sext" if a == "i" else "zext"
+            word = (
+                "trunc" if to.bits < v.dtype.bits and v.dtype is not BOOL else "sext" if a == "i" else "zext"
+            )
         return Value(self.emit(f"{word} {source} {v.text} to {target}"), to, v.lanes)
 
-    # ---- memory ---------------------------------------------------------------------------------------------------------------------
+    # ---- memory --------------------------------------------------------------------------------------------
+    # -------------------------
 
     def _select(self, e: Apply, i: Instance) -> Value:
-        """Reads in an arm happen only where the arm is taken, unless they are provably inside their buffers."""
+        """Reads in an arm happen only where the arm is taken, unless they are provably inside "
+        "their buffers."""
         test = self.value(e.args[0], i)
         arms = []
         for arm, wanted in ((e.args[1], True), (e.args[2], False)):
-            risky = any(isinstance(n, Guard) or (isinstance(n, Load) and not self._safe(n)) for n in nodes(arm))
+            risky = any(
+                isinstance(n, Guard) or (isinstance(n, Load) and not self._safe(n)) for n in nodes(arm)
+            )
             if risky:
                 taken = test if wanted else self._apply("not", [test], BOOL)
                 arms.append(self.value(arm, Instance(i.places, self._both(i.mask, taken))))
@@ -558,11 +619,18 @@ class FunctionPrinter:
             assert not rest.lanes
             key = ("pointer", base, rest.text)
             found = self.memo.get(key)
-            base = (found or self.memo.put(key, Value(self.emit(f"getelementptr inbounds {t}, ptr {base}, i64 {rest.text}"), I64))).text
+            base = (
+                found
+                or self.memo.put(
+                    key, Value(self.emit(f"getelementptr inbounds {t}, ptr {base}, i64 {rest.text}"), I64)
+                )
+            ).text
         return self.emit(f"getelementptr inbounds {t}, ptr {base}, i64 {offset}") if offset else base
 
     def _flat(self, b: Buffer, index: tuple[Expr, ...], i: Instance) -> tuple[Expr, int | None]:
-        """The position of an access with this instance's jam places put in, and its stride along the lanes (None: not linear)."""
+        """The position of an access with this instance's jam places put in, and its stride along the lanes
+        (None: not linear).
+        """
         address = b.address(index)
         places: dict[Expr, Expr] = {a: const(k) for a, k in i.places}
         if places:
@@ -595,11 +663,15 @@ class FunctionPrinter:
                 pointer = self.emit(f"getelementptr inbounds {t}, ptr {self._base(b, i)}, i64 {where.text}")
             else:
                 pointer = self._pointer(b, address, i)
-            return self._from_memory(self.emit(f"load {t}, ptr {pointer}, align {self._align(b)}{note}"), b.dtype, 0)
+            return self._from_memory(
+                self.emit(f"load {t}, ptr {pointer}, align {self._align(b)}{note}"), b.dtype, 0
+            )
         vt = self.sized(t, self.lanes)
         if stride == 1 and mask is None:
             pointer = self._pointer(b, address, i)
-            return self._from_memory(self.emit(f"load {vt}, ptr {pointer}, align {self._align(b)}{note}"), b.dtype, self.lanes)
+            return self._from_memory(
+                self.emit(f"load {vt}, ptr {pointer}, align {self._align(b)}{note}"), b.dtype, self.lanes
+            )
         if stride == 1 and mask is not None and mask.lanes:
             pointer = self._pointer(b, address, i)
             return self._from_memory(self._masked("load", vt, pointer, mask, b), b.dtype, self.lanes)
@@ -615,7 +687,10 @@ class FunctionPrinter:
         name = f"llvm.masked.gather.v{self.lanes}{scalars.letters(t)}.v{self.lanes}p0"
         m = f"<{self.lanes} x i1>"
         self.module.declare(f"declare {vt} @{name}(<{self.lanes} x ptr>, i32, {m}, {vt})")
-        out = self.emit(f"call {vt} @{name}(<{self.lanes} x ptr> {pointers}, i32 {self._align(b)}, {m} {full}, {vt} zeroinitializer)")
+        out = self.emit(
+            f"call {vt} @{name}(<{self.lanes} x ptr> {pointers}, i32 {self._align(b)}, {m} {full}, "
+            f"{vt} zeroinitializer)"
+        )
         return self._from_memory(out, b.dtype, self.lanes)
 
     def _full(self, mask: Value | None) -> str:
@@ -631,15 +706,24 @@ class FunctionPrinter:
         """The number of the first lane of a mask that has one, typed."""
         word = self.emit(f"bitcast <{mask.lanes} x i1> {mask.text} to i{mask.lanes}")
         self.module.declare(f"declare i{mask.lanes} @llvm.cttz.i{mask.lanes}(i{mask.lanes}, i1)")
-        return f"i{mask.lanes} {self.emit(f'call i{mask.lanes} @llvm.cttz.i{mask.lanes}(i{mask.lanes} {word}, i1 true)')}"
+        first = self.emit(f"call i{mask.lanes} @llvm.cttz.i{mask.lanes}(i{mask.lanes} {word}, i1 true)")
+        return f"i{mask.lanes} {first}"
 
     def _masked(self, what: str, vt: str, pointer: str, mask: Value, b: Buffer, value: str = "") -> str:
-        m, name = f"<{self.lanes} x i1>", f"llvm.masked.{what}.v{self.lanes}{scalars.letters(scalars.memory_type(b.dtype))}.p0"
+        m, name = (
+            f"<{self.lanes} x i1>",
+            f"llvm.masked.{what}.v{self.lanes}{scalars.letters(scalars.memory_type(b.dtype))}.p0",
+        )
         if what == "load":
             self.module.declare(f"declare {vt} @{name}(ptr, i32, {m}, {vt})")
-            return self.emit(f"call {vt} @{name}(ptr {pointer}, i32 {self._align(b)}, {m} {mask.text}, {vt} zeroinitializer)")
+            return self.emit(
+                f"call {vt} @{name}(ptr {pointer}, i32 {self._align(b)}, {m} {mask.text}, {vt} "
+                f"zeroinitializer)"
+            )
         self.module.declare(f"declare void @{name}({vt}, ptr, i32, {m})")
-        self.lines.append(f"  call void @{name}({vt} {value}, ptr {pointer}, i32 {self._align(b)}, {m} {mask.text})")
+        self.lines.append(
+            f"  call void @{name}({vt} {value}, ptr {pointer}, i32 {self._align(b)}, {m} {mask.text})"
+        )
         return ""
 
     def _from_memory(self, text: str, t: DType, lanes: int) -> Value:
@@ -656,7 +740,11 @@ class FunctionPrinter:
     def _base(self, b: Buffer, i: Instance) -> str:
         """Where a buffer begins, for one instance."""
         own = self.kept_axes.get(b)
-        return self.pointers[b] if own is None else self.kept[(b, tuple((a, k) for a, k in i.places if a in own))]
+        return (
+            self.pointers[b]
+            if own is None
+            else self.kept[(b, tuple((a, k) for a, k in i.places if a in own))]
+        )
 
     def _per_lane(self, b: Buffer) -> bool:
         """Whether every lane has a local buffer of its own."""
@@ -669,11 +757,18 @@ class FunctionPrinter:
         if not b.shape:
             return self._base(b, i)
         element = self.sized(scalars.memory_type(b.dtype), self.lanes)
-        return self.emit(f"getelementptr inbounds {element}, ptr {self._base(b, i)}, i64 {self.value(address, Instance(i.places)).text}")
+        return self.emit(
+            f"getelementptr inbounds {element}, ptr {self._base(b, i)}, i64 "
+            f"{self.value(address, Instance(i.places)).text}"
+        )
 
     def _load_kept(self, b: Buffer, index: tuple[Expr, ...], i: Instance) -> Value:
         vt = self.sized(scalars.memory_type(b.dtype), self.lanes)
-        return self._from_memory(self.emit(f"load {vt}, ptr {self._kept_pointer(b, index, i)}, align {self._align(b)}"), b.dtype, self.lanes)
+        return self._from_memory(
+            self.emit(f"load {vt}, ptr {self._kept_pointer(b, index, i)}, align {self._align(b)}"),
+            b.dtype,
+            self.lanes,
+        )
 
     def _store(self, s: Store, i: Instance) -> None:
         b = s.buffer
@@ -691,14 +786,19 @@ class FunctionPrinter:
         address, stride = self._flat(b, s.index, i)
         if stride == 0 and not v.lanes:
             pointer = self._pointer(b, address, i)
-            self.lines.append(f"  store {scalars.memory_type(b.dtype)} {self._to_memory(v)}, ptr {pointer}, align {self._align(b)}{note}")
+            self.lines.append(
+                f"  store {scalars.memory_type(b.dtype)} {self._to_memory(v)}, ptr {pointer}, align "
+                f"{self._align(b)}{note}"
+            )
             return
         v = self._same_lanes(v, Value("", BOOL, self.lanes))[0]
         vt = self.sized(scalars.memory_type(b.dtype), self.lanes)
         if stride == 1:
             pointer = self._pointer(b, address, i)
             if i.mask is not None:
-                self._masked("store", vt, pointer, Value(self._full(i.mask), BOOL, self.lanes), b, self._to_memory(v))
+                self._masked(
+                    "store", vt, pointer, Value(self._full(i.mask), BOOL, self.lanes), b, self._to_memory(v)
+                )
             else:
                 align = self.lanes * storage_bytes(b.dtype) if s.stream else self._align(b)
                 self.lines.append(f"  store {vt} {self._to_memory(v)}, ptr {pointer}, align {align}{note}")
@@ -708,12 +808,19 @@ class FunctionPrinter:
 
     def _scatter(self, b: Buffer, address: Expr, v: Value, i: Instance) -> None:
         where = self.value(address, i)
-        t, vt, m = scalars.memory_type(b.dtype), self.sized(scalars.memory_type(b.dtype), self.lanes), f"<{self.lanes} x i1>"
+        t, vt, m = (
+            scalars.memory_type(b.dtype),
+            self.sized(scalars.memory_type(b.dtype), self.lanes),
+            f"<{self.lanes} x i1>",
+        )
         pointers = self.emit(f"getelementptr {t}, ptr {self._base(b, i)}, <{self.lanes} x i64> {where.text}")
         name = f"llvm.masked.scatter.v{self.lanes}{scalars.letters(t)}.v{self.lanes}p0"
         self.module.declare(f"declare void @{name}({vt}, <{self.lanes} x ptr>, i32, {m})")
         full = self._full(i.mask)
-        self.lines.append(f"  call void @{name}({vt} {self._to_memory(v)}, <{self.lanes} x ptr> {pointers}, i32 {self._align(b)}, {m} {full})")
+        self.lines.append(
+            f"  call void @{name}({vt} {self._to_memory(v)}, <{self.lanes} x ptr> {pointers}, i32 "
+            f"{self._align(b)}, {m} {full})"
+        )
 
     def _guard(self, e: Guard, i: Instance) -> Value:
         """The index where it is inside, else 0 after setting the error."""
@@ -735,7 +842,9 @@ class FunctionPrinter:
             first_index = self.emit(f"extractelement {t} {index.text}, {lane}")
             first_extent = self.emit(f"extractelement {t} {extent.text}, {lane}")
         site = self.emit(f"trunc i64 {self.site_values[e.site]} to i32")
-        self.lines.append(f"  call void @fusile_error(ptr %error, i32 2, i32 {site}, i64 {first_index}, i64 {first_extent})")
+        self.lines.append(
+            f"  call void @fusile_error(ptr %error, i32 2, i32 {site}, i64 {first_index}, i64 {first_extent})"
+        )
         self.lines.append(f"  br label %{fine}")
         self.start(fine)
         return safe
@@ -763,4 +872,14 @@ def print_kernel(module: Module, kernel: Kernel, symbol: str) -> list[Part]:
     return found
 
 
-__all__ = ["FunctionPrinter", "Instance", "Module", "Part", "Value", "guard_sites", "parts", "print_kernel", "scratch_layout"]
+__all__ = [
+    "FunctionPrinter",
+    "Instance",
+    "Module",
+    "Part",
+    "Value",
+    "guard_sites",
+    "parts",
+    "print_kernel",
+    "scratch_layout",
+]

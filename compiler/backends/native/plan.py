@@ -62,7 +62,9 @@ def work(body: Sequence[Stmt]) -> Expr:
         match s:
             case For():
                 lanes = 8 if s.kind is Kind.VECTOR else 1
-                total = total + (s.axis.extent if lanes == 1 else ix.ceil_div(s.axis.extent, lanes)) * work(s.body)
+                total = total + (s.axis.extent if lanes == 1 else ix.ceil_div(s.axis.extent, lanes)) * work(
+                    s.body
+                )
             case If():
                 total = total + work(s.body)
             case _:
@@ -89,7 +91,9 @@ class _Printer(FunctionPrinter):
         self.start(fine)
 
     def finish(self, head: str, last: str) -> str:
-        return "\n".join([f"define hidden {head} nounwind {{", "entry:", *self.entry, *self.lines, f"  {last}", "}", ""])
+        return "\n".join(
+            [f"define hidden {head} nounwind {{", "entry:", *self.entry, *self.lines, f"  {last}", "}", ""]
+        )
 
 
 class PlanPrinter:
@@ -99,7 +103,9 @@ class PlanPrinter:
         self.plan, self.kernels, self.flags = plan, kernels, flags
         self.module = llvm.Module()
         self.sites: dict[str, int] = {"": 0}
-        computed = [e for t in plan.inputs for e in t.shape if ix.number(e) is None and not isinstance(e, Dim)]
+        computed = [
+            e for t in plan.inputs for e in t.shape if ix.number(e) is None and not isinstance(e, Dim)
+        ]
         self.extra = list(dict.fromkeys(computed))
         self.symbols: list[Expr] = [*plan.symbols, *self.extra]
 
@@ -113,7 +119,17 @@ class PlanPrinter:
             self._shapes(), self._arena(), self._scratch(), self._run(), self._prepare(),
         ]  # fmt: skip
         constants = abi.plan_constants(self.interface())
-        return "\n".join([abi.TYPES, abi.DECLARATIONS, *self.module.declarations, constants, *functions, *llvm.METADATA, ""])
+        return "\n".join(
+            [
+                abi.TYPES,
+                abi.DECLARATIONS,
+                *self.module.declarations,
+                constants,
+                *functions,
+                *llvm.METADATA,
+                "",
+            ]
+        )
 
     def interface(self) -> abi.PlanInterface:
         p = self.plan
@@ -123,11 +139,27 @@ class PlanPrinter:
             dims: list[int | str | None] = []
             for e in t.shape:
                 n = ix.number(e)
-                dims.append(n if n is not None else repr(e) if e in known and not isinstance(e, Dim) else e.name if isinstance(e, Dim) else None)
+                dims.append(
+                    n
+                    if n is not None
+                    else repr(e)
+                    if e in known and not isinstance(e, Dim)
+                    else e.name
+                    if isinstance(e, Dim)
+                    else None
+                )
             return abi.Port(name, t.dtype.code, tuple(dims))
 
         names = tuple(e.name if isinstance(e, Dim) else repr(e) for e in self.symbols)
-        layout = hashlib.sha256(repr([(self.plan.places[t].offset, t.dtype, t.shape) for s in p.prepare for t in (*s.copies, *_made(s))]).encode())
+        layout = hashlib.sha256(
+            repr(
+                [
+                    (self.plan.places[t].offset, t.dtype, t.shape)
+                    for s in p.prepare
+                    for t in (*s.copies, *_made(s))
+                ]
+            ).encode()
+        )
         return abi.PlanInterface(
             p.name, tuple(port(t.name, t) for t in p.inputs), tuple(port(n, t) for n, t in zip(p.output_names, p.outputs, strict=True)),
             names, tuple(self.sites), p.weights_bytes, layout.digest(), len(p.prepare), self.flags,
@@ -157,7 +189,14 @@ class PlanPrinter:
         for k, e in enumerate(self.extra, len(self.plan.symbols)):
             same = f.emit(f"icmp eq i64 %sym{k}, {f.size(e)}")
             where = next(n for n, t in enumerate(self.plan.inputs) if e in t.shape)
-            f.stop_unless(same, [f"call void @fusile_error(ptr %error, i32 1, i32 0, i64 {where}, i64 {self.plan.inputs[where].shape.index(e)})", "ret i32 1"])
+            f.stop_unless(
+                same,
+                [
+                    f"call void @fusile_error(ptr %error, i32 1, i32 0, i64 {where}, i64 "
+                    f"{self.plan.inputs[where].shape.index(e)})",
+                    "ret i32 1",
+                ],
+            )
         known = self._early_definitions(f)
         for k, t in enumerate(self.plan.outputs):
             for d, e in enumerate(t.shape):
@@ -185,19 +224,31 @@ class PlanPrinter:
         f = self._start("plan_scratch")
         return f.finish("i64 @plan_scratch(ptr %dims)", f"ret i64 {f.size(self._early_kernels())}")
 
-    # ---- the run ------------------------------------------------------------------------------------------------------------------
+    # ---- the run -------------------------------------------------------------------------------------------
+    # -----------------------
 
     def _run(self) -> str:
         f = self._start("plan_run")
-        slots = max((self._slots(v.kernel) for s in self.plan.steps if isinstance(s, Call) for v in s.variants), default=1)
+        slots = max(
+            (self._slots(v.kernel) for s in self.plan.steps if isinstance(s, Call) for v in s.variants),
+            default=1,
+        )
         f.entry.append(f"  %frame = alloca [{slots} x i64], align 64")
         f.entry.append(f"  %shape = alloca [{abi.MAX_RANK} x i64], align 8")
         f.entry.append("  store ptr %error, ptr %frame")
         for k in range(len(self.plan.inputs)):
             f.entry.append(f"  %in{k}_at = getelementptr %tensor, ptr %inputs, i64 {k}")
             f.entry.append(f"  %in{k} = load ptr, ptr %in{k}_at")
-        late = {self.plan.places[t].number for s in self.plan.steps if isinstance(s, Call) for t in s.fresh if self.plan.places[t].kind == "output"}
-        self.pointers: dict[tuple[str, int], str] = {("input", k): f"%in{k}" for k in range(len(self.plan.inputs))}
+        late = {
+            self.plan.places[t].number
+            for s in self.plan.steps
+            if isinstance(s, Call)
+            for t in s.fresh
+            if self.plan.places[t].kind == "output"
+        }
+        self.pointers: dict[tuple[str, int], str] = {
+            ("input", k): f"%in{k}" for k in range(len(self.plan.inputs))
+        }
         for k in range(len(self.plan.outputs)):
             if k not in late:
                 f.entry.append(f"  %out{k}_at = getelementptr %tensor, ptr %outputs, i64 {k}")
@@ -210,10 +261,21 @@ class PlanPrinter:
                     self._define(f, s)
                 case Check():
                     held = f.value(s.condition, f.nothing).text
-                    f.stop_unless(held, [f"call void @fusile_error(ptr %error, i32 1, i32 {self.site(s.origin)}, i64 -1, i64 -1)", "ret i32 1"])
+                    f.stop_unless(
+                        held,
+                        [
+                            f"call void @fusile_error(ptr %error, i32 1, i32 {self.site(s.origin)}, "
+                            f"i64 -1, i64 -1)",
+                            "ret i32 1",
+                        ],
+                    )
                 case Call():
                     self._call(f, s)
-        return f.finish("i32 @plan_run(ptr %ctx, ptr %weights, ptr %inputs, ptr %outputs, ptr %dims, ptr %arena, ptr %scratch, i64 %stride, ptr %error)", "ret i32 0")
+        return f.finish(
+            "i32 @plan_run(ptr %ctx, ptr %weights, ptr %inputs, ptr %outputs, ptr %dims, ptr "
+            "%arena, ptr %scratch, i64 %stride, ptr %error)",
+            "ret i32 0",
+        )
 
     def _slots(self, kernel: Kernel) -> int:
         return 1 + len(kernel.params) + len(kernel.dims) + len(self.kernels.add(kernel).sites)
@@ -232,7 +294,14 @@ class PlanPrinter:
 
         v = f.value(substitute(s.value, {}, read), f.nothing)
         fine = f.emit(f"icmp sge i64 {v.text}, 0")
-        f.stop_unless(fine, [f"call void @fusile_error(ptr %error, i32 1, i32 {self.site(s.origin)}, i64 {v.text}, i64 -1)", "ret i32 1"])
+        f.stop_unless(
+            fine,
+            [
+                f"call void @fusile_error(ptr %error, i32 1, i32 {self.site(s.origin)}, i64 "
+                f"{v.text}, i64 -1)",
+                "ret i32 1",
+            ],
+        )
         f.memo.put(s.dim, v)
 
     def _call(self, f: _Printer, s: Call) -> None:
@@ -243,7 +312,9 @@ class PlanPrinter:
             following = ""
             if v.guard is not None:
                 chosen, following = f.label("variant"), f.label("next")
-                f.lines.append(f"  br i1 {f.value(v.guard, f.nothing).text}, label %{chosen}, label %{following}")
+                f.lines.append(
+                    f"  br i1 {f.value(v.guard, f.nothing).text}, label %{chosen}, label %{following}"
+                )
                 f.start(chosen)
             f.memo.stack.append({})
             self._launch(f, v.kernel, [self._where(f, self.plan.places[t]) for t in v.arguments])
@@ -255,7 +326,10 @@ class PlanPrinter:
             code = f.emit("load i32, ptr %error")
             f.stop_unless(f.emit(f"icmp eq i32 {code}, 0"), [f"ret i32 {code}"])
         for t in s.release:
-            f.lines.append(f"  call void @fusile_temp_free(ptr %ctx, ptr {self.pointers['temp', self.plan.places[t].number]})")
+            f.lines.append(
+                f"  call void @fusile_temp_free(ptr %ctx, ptr "
+                f"{self.pointers['temp', self.plan.places[t].number]})"
+            )
 
     def _make(self, f: _Printer, t: Tensor, s: Call) -> None:
         place = self.plan.places[t]
@@ -264,9 +338,13 @@ class PlanPrinter:
             for d, e in enumerate(self.plan.outputs[place.number].shape):
                 at = f.emit(f"getelementptr i64, ptr %shape, i64 {d}")
                 f.lines.append(f"  store i64 {f.size(e)}, ptr {at}")
-            made = f.emit(f"call ptr @fusile_output(ptr %ctx, i32 {place.number}, ptr %shape, i32 {site}, ptr %error)")
+            made = f.emit(
+                f"call ptr @fusile_output(ptr %ctx, i32 {place.number}, ptr %shape, i32 {site}, ptr %error)"
+            )
         else:
-            made = f.emit(f"call ptr @fusile_temp(ptr %ctx, i64 {f.size(bytes_of(t))}, i32 {site}, ptr %error)")
+            made = f.emit(
+                f"call ptr @fusile_temp(ptr %ctx, i64 {f.size(bytes_of(t))}, i32 {site}, ptr %error)"
+            )
         fine = f.emit(f"icmp ne ptr {made}, null")
         code = f.emit("load i32, ptr %error")
         f.stop_unless(fine, [f"ret i32 {code}"])
@@ -280,10 +358,15 @@ class PlanPrinter:
         for k, (t, v) in enumerate(values, 1):
             at = f.emit(f"getelementptr i64, ptr %frame, i64 {k}")
             f.lines.append(f"  store {t} {v}, ptr {at}")
-        own = all(d in set(self.plan.symbols) for d in free(printed.scratch)) and "%scratch" in self._scratch_name
+        own = (
+            all(d in set(self.plan.symbols) for d in free(printed.scratch))
+            and "%scratch" in self._scratch_name
+        )
         memory = self._scratch_name
         if not own and ix.number(printed.scratch) != 0:
-            memory = f.emit(f"call ptr @fusile_temp(ptr %ctx, i64 {f.size(printed.scratch)}, i32 0, ptr %error)")
+            memory = f.emit(
+                f"call ptr @fusile_temp(ptr %ctx, i64 {f.size(printed.scratch)}, i32 0, ptr %error)"
+            )
             code = f.emit("load i32, ptr %error")
             f.stop_unless(f.emit(f"icmp ne ptr {memory}, null"), [f"ret i32 {code}"])
         for part in printed.parts:
@@ -291,14 +374,18 @@ class PlanPrinter:
             if part.axes and own:
                 grain = apply("max", const(TASK_WORK) // apply("max", work(part.body), const(1)), const(1))
                 f.lines.append(
-                    f"  call void @fusile_parallel(ptr %ctx, ptr @{part.symbol}, ptr %frame, i64 {f.size(part.count)}, i64 {f.size(grain)}, ptr %scratch, i64 %stride)"
+                    f"  call void @fusile_parallel(ptr %ctx, ptr @{part.symbol}, ptr %frame, i64 "
+                    f"{f.size(part.count)}, i64 {f.size(grain)}, ptr %scratch, i64 %stride)"
                 )
             else:
-                f.lines.append(f"  call void @{part.symbol}(ptr %frame, i64 0, i64 {f.size(part.count)}, ptr {memory})")
+                f.lines.append(
+                    f"  call void @{part.symbol}(ptr %frame, i64 0, i64 {f.size(part.count)}, ptr {memory})"
+                )
 
     _scratch_name = "%scratch"
 
-    # ---- packing weights ----------------------------------------------------------------------------------------------------------
+    # ---- packing weights -----------------------------------------------------------------------------------
+    # -----------------------
 
     def _prepare(self) -> str:
         f = _Printer(self.module, "plan_prepare")
@@ -317,7 +404,9 @@ class PlanPrinter:
             f.lines.append("  br label %finish")
         f.start("finish")
         self._scratch_name = "%scratch"
-        return f.finish("i32 @plan_prepare(ptr %ctx, i32 %step, ptr %raw, ptr %packed, ptr %error)", "ret i32 0")
+        return f.finish(
+            "i32 @plan_prepare(ptr %ctx, i32 %step, ptr %raw, ptr %packed, ptr %error)", "ret i32 0"
+        )
 
     def _prepare_step(self, f: _Printer, step: PrepareStep) -> None:
         raw: dict[Tensor, str] = {}
@@ -328,7 +417,9 @@ class PlanPrinter:
             to = f.emit(f"getelementptr i8, ptr %packed, i64 {f.size(self.plan.places[t].offset)}")
             size = (ix.number(t.size) or 0) * storage_bytes(t.dtype)
             self.module.declare("declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)")
-            f.lines.append(f"  call void @llvm.memcpy.p0.p0.i64(ptr {to}, ptr {raw[t]}, i64 {size}, i1 false)")
+            f.lines.append(
+                f"  call void @llvm.memcpy.p0.p0.i64(ptr {to}, ptr {raw[t]}, i64 {size}, i1 false)"
+            )
         temps: dict[Tensor, str] = {}
         for call in step.calls:
             v = call.variants[0]
@@ -337,10 +428,14 @@ class PlanPrinter:
                 if t.data is not None:
                     pointers.append(raw[t])
                 elif self.plan.places[t].kind == "weights":
-                    pointers.append(f.emit(f"getelementptr i8, ptr %packed, i64 {f.size(self.plan.places[t].offset)}"))
+                    pointers.append(
+                        f.emit(f"getelementptr i8, ptr %packed, i64 {f.size(self.plan.places[t].offset)}")
+                    )
                 else:
                     if t not in temps:
-                        temps[t] = f.emit(f"call ptr @fusile_temp(ptr %ctx, i64 {f.size(bytes_of(t))}, i32 0, ptr %error)")
+                        temps[t] = f.emit(
+                            f"call ptr @fusile_temp(ptr %ctx, i64 {f.size(bytes_of(t))}, i32 0, ptr %error)"
+                        )
                         code = f.emit("load i32, ptr %error")
                         f.stop_unless(f.emit(f"icmp ne ptr {temps[t]}, null"), [f"ret i32 {code}"])
                     pointers.append(temps[t])

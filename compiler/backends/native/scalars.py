@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from fusile.ir.expr import Number
 from fusile.capabilities import SIMPLE, Capabilities, casts_between
+from fusile.ir.expr import Number
 from fusile.ir.types import BF16, BOOL, F16, F32, F64, DType
 from fusile.target import X86_64, TargetSpec
 
@@ -13,35 +13,82 @@ REGISTER = {BOOL: "i1", F16: "half", BF16: "bfloat", F32: "float", F64: "double"
 LETTER = {"i1": "i1", "half": "f16", "bfloat": "bf16", "float": "f32", "double": "f64"}
 
 INSTRUCTION: dict[tuple[str, str], str] = {
-    ("add", "f"): "fadd", ("sub", "f"): "fsub", ("mul", "f"): "fmul", ("div", "f"): "fdiv", ("neg", "f"): "fneg", ("rem", "f"): "frem",
-    ("add", "i"): "add", ("sub", "i"): "sub", ("mul", "i"): "mul", ("div", "i"): "sdiv", ("rem", "i"): "srem",
-    ("add", "u"): "add", ("sub", "u"): "sub", ("mul", "u"): "mul", ("div", "u"): "udiv", ("rem", "u"): "urem",
-    ("and", "i"): "and", ("or", "i"): "or", ("xor", "i"): "xor", ("and", "u"): "and", ("or", "u"): "or", ("xor", "u"): "xor",
-    ("and", "b"): "and", ("or", "b"): "or", ("xor", "b"): "xor",
-    ("shl", "i"): "shl", ("shl", "u"): "shl", ("shr", "i"): "ashr", ("shr", "u"): "lshr",
-}  # fmt: skip
+    ("add", "f"): "fadd",
+    ("sub", "f"): "fsub",
+    ("mul", "f"): "fmul",
+    ("div", "f"): "fdiv",
+    ("neg", "f"): "fneg",
+    ("rem", "f"): "frem",
+    ("add", "i"): "add",
+    ("sub", "i"): "sub",
+    ("mul", "i"): "mul",
+    ("div", "i"): "sdiv",
+    ("rem", "i"): "srem",
+    ("add", "u"): "add",
+    ("sub", "u"): "sub",
+    ("mul", "u"): "mul",
+    ("div", "u"): "udiv",
+    ("rem", "u"): "urem",
+    ("and", "i"): "and",
+    ("or", "i"): "or",
+    ("xor", "i"): "xor",
+    ("and", "u"): "and",
+    ("or", "u"): "or",
+    ("xor", "u"): "xor",
+    ("and", "b"): "and",
+    ("or", "b"): "or",
+    ("xor", "b"): "xor",
+    ("shl", "i"): "shl",
+    ("shl", "u"): "shl",
+    ("shr", "i"): "ashr",
+    ("shr", "u"): "lshr",
+}
 """Operations that are one instruction `op type a, b`."""
 
 COMPARE: dict[tuple[str, str], str] = {
-    ("lt", "f"): "fcmp olt", ("le", "f"): "fcmp ole", ("eq", "f"): "fcmp oeq", ("ne", "f"): "fcmp une",
-    ("lt", "i"): "icmp slt", ("le", "i"): "icmp sle", ("eq", "i"): "icmp eq", ("ne", "i"): "icmp ne",
-    ("lt", "u"): "icmp ult", ("le", "u"): "icmp ule", ("eq", "u"): "icmp eq", ("ne", "u"): "icmp ne",
-    ("lt", "b"): "icmp ult", ("le", "b"): "icmp ule", ("eq", "b"): "icmp eq", ("ne", "b"): "icmp ne",
-}  # fmt: skip
+    ("lt", "f"): "fcmp olt",
+    ("le", "f"): "fcmp ole",
+    ("eq", "f"): "fcmp oeq",
+    ("ne", "f"): "fcmp une",
+    ("lt", "i"): "icmp slt",
+    ("le", "i"): "icmp sle",
+    ("eq", "i"): "icmp eq",
+    ("ne", "i"): "icmp ne",
+    ("lt", "u"): "icmp ult",
+    ("le", "u"): "icmp ule",
+    ("eq", "u"): "icmp eq",
+    ("ne", "u"): "icmp ne",
+    ("lt", "b"): "icmp ult",
+    ("le", "b"): "icmp ule",
+    ("eq", "b"): "icmp eq",
+    ("ne", "b"): "icmp ne",
+}
 
 INTRINSIC: dict[str, str] = {
-    "sqrt": "llvm.sqrt", "floor": "llvm.floor", "ceil": "llvm.ceil", "trunc": "llvm.trunc", "round": "llvm.roundeven", "fma": "llvm.fma",
-}  # fmt: skip
+    "sqrt": "llvm.sqrt",
+    "floor": "llvm.floor",
+    "ceil": "llvm.ceil",
+    "trunc": "llvm.trunc",
+    "round": "llvm.roundeven",
+    "fma": "llvm.fma",
+}
 """Float operations that are one intrinsic with a vector form that every target has."""
 
-LIBM: frozenset[str] = frozenset({"exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "tanh", "erf", "pow"})
+LIBM: frozenset[str] = frozenset(
+    {"exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "tanh", "erf", "pow"}
+)
 """Float operations that call libm, lane by lane, where legalisation left them (f64)."""
 
 
 def capabilities(target: TargetSpec) -> Capabilities:
     """What this printer takes for a target."""
     halves = target.has("f16c") if target.arch == X86_64 else True
-    return Capabilities(operations=SIMPLE | {"floordiv", "mod"}, has_fma=target.has_fma, storage_casts=casts_between([F16]) if halves else frozenset(), saturating_casts=True)
+    return Capabilities(
+        operations=SIMPLE | {"floordiv", "mod"},
+        has_fma=target.has_fma,
+        storage_casts=casts_between([F16]) if halves else frozenset(),
+        saturating_casts=True,
+    )
 
 
 def register_type(t: DType) -> str:

@@ -192,7 +192,7 @@ class Helpers:
         return self._import(op, t)
 
     def _import(self, name: str, t: DType) -> str:
-        own = f"{name}_f64" if t is F64 and name in self.printed else name
+        own = f"{name}_f64" if t is F64 and (name in self.printed or name == "rint") else name
         self.imports[own] = None
         return own
 

@@ -66,6 +66,7 @@ class Use:
     function: Function
     params: tuple[Buffer, ...]
     extra: tuple[Expr, ...]
+    scratch: tuple[Buffer, ...] = ()
 
 
 class Dialect(Protocol):
@@ -324,7 +325,7 @@ class Library:
             function, extras = _merged(members, names.fresh(members[0][1].name))
             functions.append(function)
             for (kernel, t), extra in zip(members, extras, strict=True):
-                uses[kernel] = Use(function, t.params, extra)
+                uses[kernel] = Use(function, t.params, extra, self.dialect.scratch(kernel))
         return functions, uses
 
 
