@@ -120,7 +120,7 @@ class Shelf:
         if found is None or "external" not in found:
             return found
         files = self.beside(found["external"])
-        return None if files is None else self._read(self._key(*files))
+        return None if files is None else self._read(self._key(*files.values()))
 
     def keep(self, code: str, weights: str | None, files: Mapping[str, str]) -> None:
         """Note the keys. `files` are the digests of the files beside the model, by their names in it."""
@@ -128,10 +128,10 @@ class Shelf:
             self._write(self._key(), {"external": list(files)})
         self._write(self._key(*files.values()), {"code": code, "weights": weights})
 
-    def code_keys(self, structure: str) -> tuple[str, str]:
+    def code_keys(self, structure: str, files: Mapping[str, str]) -> tuple[str, str]:
         """The keys of code that serves all weights of a structure, and of code that serves these alone."""
         shared = key_of("code", self.setup, structure)
-        return shared, key_of("code", shared, self.content, self.replaced)
+        return shared, key_of("code", shared, self.content, self.replaced, *files.values())
 
     def weights_key(self, code: str, files: Mapping[str, str]) -> str:
         """The key of packed weights."""

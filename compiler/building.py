@@ -99,7 +99,7 @@ def _cached(job: Job, loaded: Loaded, shelf: Shelf) -> Module:
     files = shelf.beside(shape.external)
     if files is None:
         return _uncached(job, loaded)
-    shared, own = shelf.code_keys(shape.digest)
+    shared, own = shelf.code_keys(shape.digest, files)
     alone = loaded.replaced_shapes or not shape.whole
     code = None
     if job.options.dump_ir is None:

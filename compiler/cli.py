@@ -81,6 +81,12 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more, and sh
 DumpIr = Annotated[
     Path | None, typer.Option("--dump-ir", metavar="DIR", help="Write every level of the compiler as text.")
 ]
+Linker = Annotated[
+    str | None, typer.Option("--linker", help="The program to link with.", show_default="the C compiler")
+]
+WeightsBeside = Annotated[
+    bool, typer.Option("--weights-beside", help="Write the weights to a file beside the library.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that fusile did not write.")]
 
 
@@ -132,6 +138,8 @@ def compile(
     level: Level = 2,
     weights: Weights = None,
     tune: Tune = False,
+    weights_beside: WeightsBeside = False,
+    linker: Linker = None,
     dump_ir: DumpIr = None,
     force: Force = False,
     as_json: Json = False,
@@ -161,12 +169,12 @@ def compile(
     from fusile.tools.outputs import beside, claim
 
     place = output or Path(model.with_suffix(".so").name)
-    claim(beside(place), force)
+    claim([*beside(place), *([place.with_suffix(".weights")] if weights_beside else [])], force)
     start = time.perf_counter()
     with _progress() as tell:
         module = fusile.compile(_model(model), progress=tell, **_as_keywords(options))
         tell("writing the module")
-        written = module.save(place)
+        written = module.save(place, embed=not weights_beside, linker=linker)
     _print_written(written, time.perf_counter() - start, as_json)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("FUSILE_VERIFY", "1")  # every level is verified after every pass
 
 GOLDENS = Path(__file__).parent / "goldens"
 

@@ -67,6 +67,7 @@ TARGET = Target(
         launch=lambda use, kernel, text: "",
         from_arena="np.ndarray({shape}, {dtype}, arena, {start})",
         empty="np.empty({shape}, {dtype})",
+        copy="{array}.copy()",
     ),
     printed=FUNCTIONS,
     of_bits=True,
@@ -84,7 +85,9 @@ def module(plan: Plan, options: Options, info: ModelInfo | None = None, dump: Du
     """A plan as a module in this process. Kernels compile when they are first called."""
     printed = print_module(plan, TARGET, options, cache=False)
     dump("source", lambda: printed.text)
-    return NumbaModule(plan, printed.text, printed.raw, info or ModelInfo(), (options.threads or os.cpu_count(),))
+    return NumbaModule(
+        plan, printed.text, printed.raw, info or ModelInfo(), (options.threads or os.cpu_count(),)
+    )
 
 
 def emit(model: ir.Model, folder: Path, options: Options) -> EmitReport:

@@ -86,7 +86,12 @@ def _imports(names: Sequence[str]) -> list[str]:
     if not names:
         return []
     needs = ["from numba.cuda import libdevice", ""] if any("libdevice" in x for x in real) else []
-    return ["if SIMULATED:", *(f"    {x}" for x in simulated), "else:", *(f"    {x}" if x else "" for x in [*needs, *real])]
+    return [
+        "if SIMULATED:",
+        *(f"    {x}" for x in simulated),
+        "else:",
+        *(f"    {x}" if x else "" for x in [*needs, *real]),
+    ]
 
 
 _FLOAT = {"32": ("np.float32", "np.int32"), "64": ("np.float64", "np.int64")}
@@ -120,11 +125,15 @@ TARGET = Target(
     name="cuda",
     dialect=Gpu(),
     words=Words(
-        launch=_launch, from_arena="at(arena, {start}, {shape}, {dtype})", empty="cuda.device_array({shape}, {dtype})"
+        launch=_launch,
+        from_arena="at(arena, {start}, {shape}, {dtype})",
+        empty="cuda.device_array({shape}, {dtype})",
+        copy="copied({array})",
     ),
     printed=frozenset(),
     of_bits=False,
     imports=_imports,
+    host="_on_host",
 )
 
 
@@ -148,10 +157,13 @@ def _require_device() -> None:
     try:
         from numba import cuda
     except ImportError as e:
-        raise UsageError("Numba's CUDA target is not installed", why=str(e), todo="pip install fusile[cuda]") from None
+        raise UsageError(
+            "Numba's CUDA target is not installed", why=str(e), todo="pip install fusile[cuda]"
+        ) from None
     if not cuda.is_available():
         raise UsageError(
-            "There is no CUDA device here", todo="Run where there is one, or in Numba's simulator with NUMBA_ENABLE_CUDASIM=1"
+            "There is no CUDA device here",
+            todo="Run where there is one, or in Numba's simulator with NUMBA_ENABLE_CUDASIM=1",
         )
 
 
@@ -169,11 +181,20 @@ def compile_ptx(plan: Plan, cc: tuple[int, int] = (9, 0)) -> dict[str, str]:
 
     printed = print_module(plan, TARGET, Options(target="cuda"), cache=False)
     namespace = _device_namespace(cc)
-    text = "\n\n".join(["\n".join([*printed.types, *TARGET.imports(printed.imports)]), *printed.helpers, *(f.text for f in printed.functions)])
+    text = "\n\n".join(
+        [
+            "\n".join([*printed.types, *TARGET.imports(printed.imports)]),
+            *printed.helpers,
+            *(f.text for f in printed.functions),
+        ]
+    )
     exec(compile(text, "<fusile: kernels for CUDA>", "exec"), namespace)
     found: dict[str, set[tuple[Any, ...]]] = {}
     for use in printed.uses.values():
-        arrays = [types.Array(_numba_type(word(b.dtype).name), max(1, len(b.shape)) + (b in use.scratch), "C") for b in use.params]
+        arrays = [
+            types.Array(_numba_type(word(b.dtype).name), max(1, len(b.shape)) + (b in use.scratch), "C")
+            for b in use.params
+        ]
         error = [types.Array(types.int64, 1, "C")] if use.function.checks else []
         extra = [_numba_type(e.dtype.name) for e in use.extra]
         found.setdefault(use.function.name, set()).add((*arrays, *error, *extra))
@@ -210,4 +231,11 @@ def _device_namespace(cc: tuple[int, int]) -> dict[str, Any]:
     def helper(function: Any) -> Any:
         return DeviceFunction(function, targetoptions={"device": True, "opt": True})
 
-    return {"np": np, "cuda": cuda, "SIMULATED": False, "helper": helper, "kernel": lambda function: function, "__name__": "kernels"}
+    return {
+        "np": np,
+        "cuda": cuda,
+        "SIMULATED": False,
+        "helper": helper,
+        "kernel": lambda function: function,
+        "__name__": "kernels",
+    }

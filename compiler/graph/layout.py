@@ -47,11 +47,11 @@ CHANNELS = frozenset({"BatchNormalization", "InstanceNormalization", "GroupNorma
 """Operators with a channel axis that may lie anywhere."""
 ELEMENTWISE = frozenset(
     (
-        "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil"
-        " Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity"
-        " IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu"
-        " Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu"
-        " Where Xor"
+        "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor"
+        " Cast Ceil Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid"
+        " HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not"
+        " Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub"
+        " Sum Swish Tan Tanh ThresholdedRelu Where Xor"
     ).split()
 )
 AXIS = frozenset({"Concat", "Split", "Softmax", "LogSoftmax", "Hardmax", "LpNormalization"})
@@ -82,7 +82,7 @@ def first_order(rank: int) -> tuple[int, ...]:
 
 
 def channels_last(model: ir.Model) -> ir.Model:
-    """Give every operator the layout that needs the fewest transposes, in place. The graph is a recognised one."""
+    """Give every operator of a recognised graph the layout that needs the fewest transposes, in place."""
     _batch_first(model)
     plan = _plan(model.graph)
     _Rewriter(model.graph, plan).run()
@@ -108,7 +108,7 @@ def rank_of(value: ir.Value | None) -> int:
 
 
 def data_inputs(node: ir.Node) -> list[tuple[int, ir.Value]]:
-    """Computed inputs of rank 3 or more that have a layout: of layers, the first alone; the others are weights."""
+    """Computed inputs of rank 3 or more that have a layout: of layers the first alone."""
     inputs = node.inputs[:1] if node.op_type in WINDOWS or node.op_type in CHANNELS else node.inputs
     return [
         (index, value)
@@ -118,8 +118,8 @@ def data_inputs(node: ir.Node) -> list[tuple[int, ir.Value]]:
 
 
 def _kind(node: ir.Node) -> str:
-    """How an operator takes part: `last`, `free`, `turn` (a Transpose), `reader` (only its input has a layout),
-    `maker` (only its output has one), or `first`.
+    """How an operator takes part: `last`, `free`, `turn` (a Transpose), `reader` (only its input has a
+    layout), `maker` (only its output has one), or `first`.
     """
     op, rank = node.op_type, rank_of(node.inputs[0] if node.inputs else None)
     if op in WINDOWS:
@@ -189,7 +189,7 @@ def _keeps_channels(node: ir.Node) -> bool:
 
 
 def _moves_freely(node: ir.Node) -> bool:
-    """Whether all tensors of an operator have one rank, or broadcast from a constant, and its axes are known."""
+    """Whether all tensors have one rank, or broadcast from constants, and the axes are known."""
     rank = max((rank_of(v) for v in (*node.inputs, *node.outputs)), default=0)
     skipped = _SCALAR_INPUTS.get(node.op_type, frozenset())
     for index, value in enumerate(node.inputs):
@@ -524,7 +524,7 @@ def _batch_first(model: ir.Model) -> None:
 
 
 def cancel_transposes(model: ir.Model) -> None:
-    """transpose(f(transpose(x, p)), q)  ->  transpose(f(x), p[q])  for elementwise f, and nothing where p[q] is nothing."""
+    """transpose(f(transpose(x, p)), q)  ->  transpose(f(x), p[q])   for elementwise f"""
     for node in list(model.graph):
         if node.op_type != "Transpose" or node.graph is None or "perm" not in node.attributes:
             continue
@@ -556,7 +556,7 @@ def cancel_transposes(model: ir.Model) -> None:
 
 
 def _unary_chain(value: ir.Value) -> list[ir.Node]:
-    """Elementwise nodes of one computed operand that lead to a value which nothing else reads, first one first."""
+    """Elementwise nodes of one operand that lead to a value which nothing else reads, in their order."""
     chain: list[ir.Node] = []
     node = value.producer()
     while node is not None and node.op_type in ELEMENTWISE and single(node.outputs[0]):

@@ -251,7 +251,7 @@ def picked(node: ir.Node) -> ir.Node | None:
 
 
 def linear(node: ir.Node) -> ir.Node | None:
-    """x @ W  ->  Linear(x, W);  x @ transpose(V)  ->  Linear(x, V, transposed)   for a 2-d constant weight."""
+    """x @ W  ->  Linear(x, W);  x @ transpose(V)  ->  Linear(x, V, transposed)   for a 2-d constant weight"""
     x, weight = node.inputs
     transposed = 0
     turned = producer(weight, "Transpose")
@@ -301,7 +301,7 @@ def gemm(node: ir.Node) -> ir.Node | None:
 
 
 def group_norm(node: ir.Node) -> ir.Node | None:
-    """reshape(InstanceNorm(reshape(x, [N, G, -1]), 1, 0), shape(x)) * w + b  ->  GroupNormalization(x, w, b)"""
+    """reshape(InstanceNorm(reshape(x, [N, G, -1])), shape(x)) * w + b  ->  GroupNormalization(x, w, b)"""
     for scaled, bias in sides(node):
         product = producer(scaled, "Mul")
         if product is None:
@@ -343,7 +343,7 @@ def _along_channels(weight: ir.Value | None, shape: tuple[int | str | None, ...]
 
 
 def layer_norm(node: ir.Node) -> ir.Node | None:
-    """(x - mean(x)) / sqrt(mean((x - mean(x))^2) + e) * w + b  ->  LayerNormalization(x, w, b)   over the last axis"""
+    """c / sqrt(mean(c^2) + e) * w + b with c = x - mean(x)  ->  LayerNormalization(x, w, b)"""
     for scaled, bias in sides(node):
         product = producer(scaled, "Mul")
         if product is None:
@@ -458,7 +458,10 @@ def hard_swish(node: ir.Node) -> ir.Node | None:
 
 
 def gelu(node: ir.Node) -> ir.Node | None:
-    """x / 2 * (1 + erf(x / sqrt(2)))  ->  Gelu(x);  x / 2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))  ->  Gelu(x, tanh)"""
+    """x / 2 * (1 + erf(x / sqrt(2)))  ->  Gelu(x)
+
+    x / 2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))  ->  Gelu(x, tanh)
+    """
     rest, factor = split_factors(node.outputs[0])
     if len(rest) != 2 or not near(factor, 0.5):
         return None
@@ -506,7 +509,10 @@ def _is_cubic(value: ir.Value | None, x: ir.Value) -> bool:
 
 
 def merged_recurrence(node: ir.Node) -> ir.Node | None:
-    """reshape(transpose(Y, [0, 2, 1, 3]), [T, B, D * H]), or squeeze(Y, 1) with one direction  ->  Y of a merged layer"""
+    """reshape(transpose(Y, [0, 2, 1, 3]), [T, B, D * H])  ->  Y of a merged layer
+
+    squeeze(Y, 1)  ->  Y of a merged layer   with one direction
+    """
     if node.op_type == "Reshape":
         turned = producer(node.inputs[0], "Transpose")
         if turned is None or list(turned.attributes["perm"].as_ints()) != [0, 2, 1, 3]:

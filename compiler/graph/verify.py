@@ -10,8 +10,10 @@ from fusile.errors import InternalError, show_name
 
 
 def verify_graph(model: ir.Model, opset: int | None = None) -> None:
-    """Check a canonical graph: one opset (`opset` where given), unique names, nodes after what they read, constants as initialisers with data,
-    no references to attributes of functions, no calls of functions. Raises InternalError.
+    """Check a canonical graph. Raises InternalError.
+
+    It has one opset (`opset` where given), unique names, nodes after what they read, constants as
+    initialisers with data, no references to attributes of functions and no functions.
     """
     if opset is not None and model.opset_imports.get("", opset) != opset:
         _fail("the graph", f"standard operators are of opset {model.opset_imports.get('')}, not {opset}")

@@ -18,17 +18,14 @@ Scalar operations are total (see OPS). Integer index arithmetic is kept in a can
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
-import numpy as np
-
-from fusile.ir.types import BOOL, F32, F64, I64, DType, numpy_dtype
-
-Number = int | float | bool
+from fusile.ir.fold import Number as Number
+from fusile.ir.fold import fold, nearest
+from fusile.ir.types import BOOL, I64, DType
 
 
 class Source(Protocol):
@@ -43,10 +40,11 @@ class Source(Protocol):
 class Expr:
     """A scalar expression. Compare with `is`; arithmetic operators build canonical expressions."""
 
-    __slots__ = ("__weakref__", "_free", "_poly", "dtype")
+    __slots__ = ("__weakref__", "_free", "_poly", "_rank", "dtype")
     dtype: DType
     _free: frozenset[Expr] | None
     _poly: Any
+    _rank: Any
 
     @property
     def children(self) -> tuple[Expr, ...]:
@@ -257,6 +255,7 @@ def _intern(made_of: type[Expr], dtype: DType, key: tuple[Any, ...], /, **fields
     node.dtype = dtype
     node._free = None
     node._poly = None
+    node._rank = None
     for name, value in fields.items():
         setattr(node, name, value)
     _table[key] = node
@@ -270,7 +269,7 @@ def const(value: Number, dtype: DType = I64) -> Const:
     elif dtype.kind in "iu":
         value = int(value)
     else:
-        value = _round_to(float(value), dtype)
+        value = nearest(float(value), dtype)
     # repr keeps -0.0 and 0.0 apart, and NaN equal to itself.
     key = (Const, repr(value), dtype)
     found: Const = _intern(Const, dtype, key, value=value)
@@ -387,102 +386,7 @@ def _simplified(op: str, args: tuple[Expr, ...], dtype: DType) -> Expr:
     return raw_apply(op, args, dtype)
 
 
-def _wrap(value: int, t: DType) -> int:
-    if t.kind == "b":
-        return int(bool(value))
-    value &= (1 << t.bits) - 1
-    return value - (1 << t.bits) if t.kind == "i" and value >> (t.bits - 1) else value
-
-
-def float_to_int(value: float, t: DType) -> int:
-    """The stated meaning of a cast: truncate, saturate, NaN is 0."""
-    if math.isnan(value):
-        return 0
-    low = -(1 << (t.bits - 1)) if t.kind == "i" else 0
-    high = (1 << (t.bits - (t.kind == "i"))) - 1
-    return low if value <= low else high if value >= high else int(value)
-
-
-_INTEGER_FOLDS: dict[str, Callable[..., int]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: 0 if b == 0 else (abs(a) // abs(b)) * (1 if (a < 0) == (b < 0) else -1),
-    "floordiv": lambda a, b: 0 if b == 0 else a // b,
-    "mod": lambda a, b: 0 if b == 0 else a % b,
-    "rem": lambda a, b: 0 if b == 0 else a - b * ((abs(a) // abs(b)) * (1 if (a < 0) == (b < 0) else -1)),
-    "neg": lambda a: -a,
-    "abs": lambda a: abs(a),
-    "min": lambda a, b: b if b < a else a,
-    "max": lambda a, b: b if a < b else a,
-    "and": lambda a, b: a & b,
-    "or": lambda a, b: a | b,
-    "xor": lambda a, b: a ^ b,
-    "fma": lambda a, b, c: a * b + c,
-}
-_COMPARISONS: dict[str, Callable[[Number, Number], bool]] = {
-    "lt": lambda a, b: a < b,
-    "le": lambda a, b: a <= b,
-    "eq": lambda a, b: a == b,
-    "ne": lambda a, b: a != b,
-}
-
-
-def fold(op: str, values: tuple[Number, ...], source: DType, result: DType) -> Number | None:
-    """The value of an operation on literals, or None where folding is left to the target (inexact float
-    operations).
-    """
-    if op in _COMPARISONS:
-        return _COMPARISONS[op](values[0], values[1])
-    if op == "select":
-        return values[1] if values[0] else values[2]
-    if op == "cast":
-        return _fold_cast(values[0], source, result)
-    if op == "not":
-        return not values[0] if result is BOOL else _wrap(~int(values[0]), result)
-    if result.kind in "iub" and op in _INTEGER_FOLDS and result.bits >= 8:
-        return _wrap(_INTEGER_FOLDS[op](*(int(v) for v in values)), result)
-    if result in (F32, F64):
-        return _fold_float(op, values, result)
-    return None
-
-
-def _fold_cast(value: Number, source: DType, result: DType) -> Number | None:
-    if result.kind == "b":
-        return bool(value)
-    if result.kind in "iu":
-        return _wrap(int(value), result) if source.kind in "iub" else float_to_int(float(value), result)
-    return _round_to(float(value), result) if result in (F32, F64) else None
-
-
-def _fold_float(op: str, values: tuple[Number, ...], result: DType) -> float | None:
-    a = float(values[0])
-    b = float(values[1]) if len(values) > 1 else 0.0
-    if op in ("add", "sub", "mul") or (op == "div" and b != 0.0):
-        exact = {"add": a + b, "sub": a - b, "mul": a * b}.get(op)
-        return _round_to(a / b if exact is None else exact, result)
-    if op in ("neg", "abs"):
-        return -a if op == "neg" else abs(a)
-    if op in ("min", "max"):
-        return (b if b < a else a) if op == "min" else (b if a < b else a)
-    if op == "sqrt" and a >= 0:
-        return _round_to(math.sqrt(a), result)
-    if op in ("floor", "ceil", "trunc") and math.isfinite(a):
-        # Whole numbers have no -0.0, which is what becomes of it, and of ceil(-0.5).
-        return math.copysign({"floor": math.floor, "ceil": math.ceil, "trunc": math.trunc}[op](a), a)
-    return None
-
-
-def _round_to(value: float, t: DType) -> float:
-    """The value of type t that is nearest to a number."""
-    if t is F64 or t.kind != "f" or value in (0.0, 1.0):
-        return value
-    with np.errstate(over="ignore"):
-        return float(np.asarray(value).astype(numpy_dtype(t)))
-
-
 # ---- walking -----------------------------------------------------------------------------------------------
-# ----------------------
 
 
 def free(e: Expr) -> frozenset[Expr]:
@@ -491,7 +395,7 @@ def free(e: Expr) -> frozenset[Expr]:
     if known is not None:
         return known
     if isinstance(e, (Axis, Dim)):
-        found = frozenset([e])
+        found: frozenset[Expr] = frozenset([e])
     else:
         found = frozenset().union(*(free(c) for c in e.children)) if e.children else frozenset()
         if isinstance(e, Reduce):

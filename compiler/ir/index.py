@@ -23,7 +23,15 @@ POLYNOMIAL = frozenset({"add", "sub", "mul", "neg", "floordiv", "mod", "div", "r
 
 def _rank(atom: Expr) -> tuple[int, str, tuple[int, ...]]:
     """The place of an atom in a monomial. Atoms that read alike are told apart by their axes, in the order in
-    which these were made."""
+    which these were made.
+    """
+    known: tuple[int, str, tuple[int, ...]] | None = atom._rank
+    if known is None:
+        known = atom._rank = _ranked(atom)
+    return known
+
+
+def _ranked(atom: Expr) -> tuple[int, str, tuple[int, ...]]:
     if isinstance(atom, Dim):
         return (0, atom.name, ())
     if isinstance(atom, Axis):
@@ -193,16 +201,40 @@ def _divide(op: str, a: Expr, b: Expr) -> Expr:
         return a if op == "floordiv" else const(0)
     whole, rest = split(poly(a), divisor)
     small = nonnegative(rest) and positive(add(divisor, rest, -1))
-    if op == "mod":
-        return expr(rest) if small else raw_apply("mod", (expr(rest), b), I64)
+    if op == "mod" and small:
+        return expr(rest)
     if small:
         return expr(whole)
+    digits = _digits(rest, number(b))
+    if digits is not None:
+        step, upper, lower = digits
+        part = _divide(op, expr(upper), const((number(b) or 0) // step))
+        if op == "mod":
+            return expr(add(multiply({(): step}, poly(part)), lower))
+        return expr(add(whole, poly(part)))
+    if op == "mod":
+        return raw_apply("mod", (expr(rest), b), I64)
     inner = expr(rest)
     if isinstance(inner, Apply) and inner.op == "floordiv" and positive(poly(inner.args[1])):
         tail = apply("floordiv", inner.args[0], inner.args[1] * b)
     else:
         tail = raw_apply("floordiv", (inner, b), I64)
     return expr(add(whole, poly(tail)))
+
+
+def _digits(p: Mapping[Monomial, int], divisor: int | None) -> tuple[int, Poly, Poly] | None:
+    """p as step * upper + lower with 0 <= lower < step, where step > 1 divides the divisor: the largest such
+    step. Then p // divisor is upper // (divisor / step), and p mod divisor is step * (upper mod …) + lower.
+    """
+    if divisor is None:
+        return None
+    for step in sorted({abs(c) for m, c in p.items() if m and abs(c) > 1 and divisor % c == 0}, reverse=True):
+        if step == divisor:
+            continue
+        upper, lower = split(p, {(): step})
+        if upper and nonnegative(lower) and positive(add({(): step}, lower, -1)):
+            return step, upper, lower
+    return None
 
 
 def split(p: Mapping[Monomial, int], divisor: Mapping[Monomial, int]) -> tuple[Poly, Poly]:
@@ -265,7 +297,7 @@ def _without(monomial: Monomial, by: Monomial) -> Monomial | None:
     return tuple(left)
 
 
-# ---- proofs ----
+# ---- proofs ------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -524,7 +556,7 @@ def compare(op: str, a: Expr, b: Expr) -> bool | None:
     return None
 
 
-# ---- words for other files ----
+# ---- words for other files ---------------------------------------------------------------------------------
 
 
 def number(e: Expr | int) -> int | None:

@@ -329,7 +329,7 @@ class _Host:
 
     def __init__(self, plan: Plan, dims: Mapping[Expr, int]) -> None:
         self.plan = plan
-        self.dims: dict[Expr, Any] = dict(dims)
+        self.dims: dict[Expr, Any] = {d: np.int64(n) for d, n in dims.items()}
         self.blocks: dict[tuple[str, int], Array] = {}
 
     def size(self, e: Expr) -> int:
@@ -437,7 +437,7 @@ def run_plan(plan: Plan, feeds: Sequence[Array]) -> list[Array]:
     Raises RunError for feeds that do not fit and for what the data does, InternalError for what no correct
     plan does.
     """
-    host = _Host(plan, {d: np.int64(n) for d, n in bind_sizes(plan.inputs, feeds).items()})
+    host = _Host(plan, bind_sizes(plan.inputs, feeds))
     host.blocks["weights", 0] = _block(plan.weights_bytes)
     for p in plan.prepare:
         host.prepare(p)

@@ -228,7 +228,7 @@ def stage_reads(stage: Stage) -> list[Tensor]:
     return list(found)
 
 
-# ---- the language of definitions ----
+# ---- the language of definitions ---------------------------------------------------------------------------
 
 
 def as_shape(extents: Iterable[Expr | int]) -> Shape:

@@ -56,8 +56,8 @@ def _scatter_text(s: Scatter, indent: str, names: Names) -> str:
     updates = _axes(s.updates, names)
     index = ", ".join(expr_text(i, names) for i in s.index)
     condition, value = expr_text(s.condition, names), expr_text(s.value, names)
-    return f"{first}{_note(s.origin, s.op)}\n{indent}for ({updates}) if {condition}: {out}[{index}] "
-    f"{s.kind}= {value}"
+    update = f"for ({updates}) if {condition}: {out}[{index}] {s.kind}= {value}"
+    return f"{first}{_note(s.origin, s.op)}\n{indent}{update}"
 
 
 def _scan_text(s: Scan, indent: str, names: Names) -> str:
@@ -80,10 +80,10 @@ def _scan_text(s: Scan, indent: str, names: Names) -> str:
 def program_text(p: Program) -> str:
     """A whole tensor program."""
     names = Names()
-    for d in (e for t in p.inputs for e in t.shape if isinstance(e, Dim)):
-        names.of(d)
-    for definition in p.dim_definitions:
-        names.of(definition.dim)
+    for symbol in (e for t in p.inputs for e in t.shape if isinstance(e, Dim)):
+        names.of(symbol)
+    for d in p.dim_definitions:
+        names.of(d.dim)
     lines = [f"program {plain(p.name)}:"]
     lines += [f"  input {tensor_text(t, names)}" for t in p.inputs]
     for d in p.dim_definitions:

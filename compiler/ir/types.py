@@ -167,7 +167,8 @@ def numpy_dtype(t: DType) -> np.dtype:
         return np.dtype(_NUMPY_NAMES[t])
     import ml_dtypes
 
-    return np.dtype(getattr(ml_dtypes, _ML_DTYPES_NAMES[t]))
+    found: np.dtype = np.dtype(getattr(ml_dtypes, _ML_DTYPES_NAMES[t]))
+    return found
 
 
 _BY_NUMPY = {v: k for k, v in _NUMPY_NAMES.items()} | {v: k for k, v in _ML_DTYPES_NAMES.items()}

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fusile.ir import index as ix
-from fusile.ir.expr import Apply, Axis, Const, Expr, Guard, Load, Reduce, free, loads, nodes
+from fusile.ir.expr import Apply, Axis, Const, Expr, Guard, Load, Reduce, free, nodes
+from fusile.ir.expr import loads as loads
 from fusile.ir.tensor import Compute, Tensor
 
 EXPENSIVE = frozenset(

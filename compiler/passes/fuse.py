@@ -81,8 +81,8 @@ class _Grouper:
                 chosen = self._sibling(stage, made_by)
         if chosen is None:
             chosen = len(self.groups)
-            domain = {stage: stage.axes} if isinstance(stage, Compute) else {stage: ()}
-            self.groups.append(Group([stage], domain))
+            domain = stage.axes if isinstance(stage, Compute) else ()
+            self.groups.append(Group([stage], {stage: domain}))
             self.before.append(0)
         self._record(chosen, stage, made_by)
 
@@ -168,7 +168,9 @@ class _Grouper:
         kept = [a for q, a in enumerate(axes) if q not in lost]
         points = ix.number(ix.product(a.extent for a in kept))
         private = ix.number(ix.product(axes[q].extent for q in lost))
-        if stage.reduction is None and (private is None or private > MOST_LANES):
+        made = ix.poly(ix.product(a.extent for a in axes))
+        folds = ix.positive(ix.add(made, ix.poly(stage.out.size), -1))
+        if stage.reduction is None and (private is None or private > MOST_LANES or not folds):
             return "it reads other points than it writes"
         if any(
             isinstance(s, Compute) and access.is_window(s) and not _in_lanes(s)

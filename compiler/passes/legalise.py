@@ -147,7 +147,7 @@ class Legaliser:
             raise self._gap(e, "is a call of the C library, which this target has not")
         return cast(apply(e.op, *(cast(a, F32) for a in e.args)), t)
 
-    # ---- types that the target does not compute in ---------------------------------------------------------
+    # ---- types that the target does not compute in --------------------------------------------------------
 
     def _in_wider_type(self, e: Apply, t: DType) -> Expr:
         """An operation on values of type t, in f32 or in bytes, and back."""
@@ -170,7 +170,7 @@ class Legaliser:
         out = apply(e.op, *args)
         return out if e.op in _COMPARISONS else cast(out, t)
 
-    # ---- casts ---------------------------------------------------------------------------------------------
+    # ---- casts --------------------------------------------------------------------------------------------
 
     def _cast(self, e: Apply, x: Expr) -> Expr:
         source, to = x.dtype, e.dtype

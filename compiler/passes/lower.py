@@ -159,7 +159,7 @@ def _reduced(
     """A scalar accumulator, its loops, and the result."""
     direct = buffer.scope == "local" and not buffer.shape
     total = buffer if direct else Buffer(f"{s.out.name}_acc", s.out.dtype, (), "local")
-    fresh = {a: axis(a.name, a.extent) for a in r.axes}
+    fresh: dict[Expr, Axis] = {a: axis(a.name, a.extent) for a in r.axes}
     value = memory.expr(r.body, {**places, **fresh})
     body = _accumulate(total, r, [fresh[a] for a in r.axes], value, split=access.contraction(s) is None)
     out: list[Stmt] = [] if direct else [Alloc(total)]

@@ -104,7 +104,7 @@ def _packed(
     assert r is not None
     order = _inner_order(c)
     outer = [a for a in (*c.batch, *c.n) if a is not last and a in free(c.right)]
-    fresh = {a: axis(a.name, a.extent) for a in (*outer, *order)}
+    fresh: dict[Expr, Axis] = {a: axis(a.name, a.extent) for a in (*outer, *order)}
     tile, lane = axis(last.name, ix.ceil_div(last.extent, width)), axis("lane", width)
     at = tile * width + lane
     value: Expr = substitute(c.right, {**fresh, last: at})
@@ -164,10 +164,11 @@ def _packed_scan(
             and c.right.source.data is not None
             and s.time not in free(c.right)
         ):
-            *panels, b = _packed(b, c, last, registers, done)
+            *panels, packed = _packed(b, c, last, registers, done)
             before.extend(panels)
+            assert isinstance(packed, Compute)
+            b = packed
             log.made.append(f"{c.right.source.name} is packed into panels for {b.out.name}")
-        assert isinstance(b, Compute)
         body.append(b)
     return [*before, Scan(s.time, s.carried, tuple(body), s.collected, s.finals, s.origin, s.op)]
 
@@ -188,8 +189,8 @@ def _lane_innermost(s: Compute, done: dict[tuple[object, ...], Tensor]) -> list[
         order = [a for a in (*s.axes, *r.axes) if a is not last and a in free(x)]
         key = (x.source, 0, *_shape_key(x, (*order, last)))
         if key not in done:
-            fresh = {a: axis(a.name, a.extent) for a in (*order, last)}
-            moved = Tensor(f"{x.source.name}_lanes", x.dtype, tuple(a.extent for a in fresh))
+            fresh: dict[Expr, Axis] = {a: axis(a.name, a.extent) for a in (*order, last)}
+            moved = Tensor(f"{x.source.name}_lanes", x.dtype, tuple(a.extent for a in fresh.values()))
             moved.stage = Compute(moved, tuple(fresh.values()), substitute(x, fresh), s.origin, s.op)
             stages.append(moved.stage)
             done[key] = moved

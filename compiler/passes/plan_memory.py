@@ -134,7 +134,6 @@ class _Planner:
         return tuple(found)
 
     # ---- steps ---------------------------------------------------------------------------------------------
-    # -----------------------
 
     def _alias(self) -> None:
         taken = set(self.program.inputs) | self.fixed
@@ -182,13 +181,11 @@ class _Planner:
             for d in v.kernel.dims:
                 self._define(d)
         for t in g.outs:
-            for e in t.shape:
-                for d in free(e):
-                    self._define(d)
+            for size in (d for e in t.shape for d in free(e)):
+                self._define(size)
         self.steps.append(Call(variants))
 
     # ---- memory --------------------------------------------------------------------------------------------
-    # -----------------------
 
     def _late_known(self, t: Tensor) -> bool:
         """Whether a tensor's size is known only in the middle of a run."""
@@ -266,16 +263,15 @@ class _Planner:
         at: Expr = as_expr(0)
         for _, users in slots:
             sizes = list(dict.fromkeys(bytes_of(t) for t in users))
-            size = sizes[0]
+            largest = sizes[0]
             for other in sizes[1:]:
-                size = apply("max", size, other)
+                largest = apply("max", largest, other)
             for t in users:
                 self.places[t] = Place("arena", 0, at)
-            at = at + size
+            at = at + largest
         return at
 
     # ---- weights -------------------------------------------------------------------------------------------
-    # -----------------------
 
     def _prepare(self) -> tuple[int, tuple[PrepareStep, ...]]:
         wanted: dict[Tensor, None] = {}

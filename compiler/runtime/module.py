@@ -381,8 +381,14 @@ class Module(Protocol):
         """
         ...
 
-    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
-        """Write the module to files and return their paths. Raises UsageError where it has no file form."""
+    def save(
+        self, path: str | os.PathLike[str], *, embed: bool = True, linker: str | None = None
+    ) -> tuple[Path, ...]:
+        """Write the module to files and return their paths. Raises UsageError where it has no file form.
+
+        The weights lie in the library, or with `embed=False` in a file beside it. `linker` is the program to
+        link with.
+        """
         ...
 
     def __call__(self, *args: Value, **named: Value) -> tuple[Value, ...]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Expr, apply, axis, const, free
-from fusile.ir.loops import Alloc, Buffer, For, Kernel, Kind, Stmt, Store, walk
+from fusile.ir.loops import Alloc, Buffer, For, Kernel, Kind, Stmt, Store, accesses, walk, written
 from fusile.ir.types import storage_bytes
 from fusile.schedule.interchange import Body, drop_units, hoist, independent, raise_allocs
 from fusile.schedule.numba_cpu import perfect, wrap
@@ -37,7 +37,8 @@ MOST_BLOCKS = 1 << 16
 class Launch:
     """How a kernel is started: `form` is points, rows or block, `count` the number of points or rows.
 
-    `shared` are arrays in shared memory, `scratch` those that the caller provides for each of `blocks`.
+    `shared` are arrays in shared memory, `scratch` those that the caller provides for each of `blocks`; before the loops in `barriers`
+    threads wait for each other, because one of them may still read what the loop writes.
     """
 
     form: str
@@ -45,15 +46,16 @@ class Launch:
     blocks: Expr
     shared: tuple[Buffer, ...] = ()
     scratch: tuple[Buffer, ...] = ()
+    barriers: frozenset[For] = frozenset()
 
 
 def schedule(kernel: Kernel) -> Kernel:
     """A kernel whose loops are bound to blocks and threads; `notes["launch"]` says how to start it."""
-    body = hoist(drop_units(kernel.body), _may_be_empty)
+    body = drop_units(kernel.body)
     nest = _domain(body)
     if nest is None:
-        return _block(kernel, body)
-    axes, inside = nest
+        return _block(kernel, hoist(body, _may_be_empty))
+    axes, inside = nest[0], hoist(nest[1], _may_be_empty)
     if _fits_thread(inside) and not _shares_work(inside):
         return _points(kernel, axes, inside)
     return _rows(kernel, axes, inside)
@@ -129,15 +131,17 @@ def _rows(kernel: Kernel, axes: list[Axis], inside: Body) -> Kernel:
     shared, scratch = _placed(allocs)
     body = (*(Alloc(b) for b in allocs), *wrap(axes, _together(rest), Kind.BLOCK))
     most = SCRATCH_BLOCKS if scratch else MOST_BLOCKS
-    launch = Launch("rows", count, apply("max", apply("min", count, const(most)), const(1)), shared, scratch)
+    blocks = apply("max", apply("min", count, const(most)), const(1))
+    launch = Launch("rows", count, blocks, shared, scratch, _barriers(body))
     return _launched(kernel, body, launch, f"block {', '.join(a.name for a in axes)}")
 
 
 def _block(kernel: Kernel, body: Body) -> Kernel:
     allocs, rest = _split_allocs(raise_allocs(body))
     shared, scratch = _placed(allocs)
-    launch = Launch("block", const(1), const(1), shared, scratch)
-    return _launched(kernel, (*(Alloc(b) for b in allocs), *_together(rest)), launch, "one block")
+    together = _together(rest)
+    launch = Launch("block", const(1), const(1), shared, scratch, _barriers(together))
+    return _launched(kernel, (*(Alloc(b) for b in allocs), *together), launch, "one block")
 
 
 def _launched(kernel: Kernel, body: Body, launch: Launch, step: str) -> Kernel:
@@ -207,3 +211,29 @@ def _shared_out(s: For) -> For:
     ):
         return For(s.axis, (_shared_out(below),), Kind.THREAD)
     return For(s.axis, s.body, Kind.THREAD)
+
+
+def _barriers(body: Body) -> frozenset[For]:
+    """Shared-out loops that write an array which every thread may still be reading for a number of its own.
+
+    After a shared-out loop all threads wait for each other, so only what is read since the last one counts.
+    """
+    found: set[For] = set()
+
+    def visit(stmts: Iterable[Stmt], reading: frozenset[Buffer]) -> frozenset[Buffer]:
+        for s in stmts:
+            match s:
+                case For(kind=Kind.THREAD):
+                    if reading & written(s.body):
+                        found.add(s)
+                    reading = frozenset()
+                case For() if _writes_arrays(s):
+                    reading = visit(s.body, visit(s.body, reading))
+                case Alloc():
+                    pass
+                case _:
+                    reading |= {b for b, _, write in accesses((s,)) if not write and b.shape}
+        return reading
+
+    visit(body, frozenset())
+    return frozenset(found)

@@ -52,7 +52,9 @@ class FakeModule(Module):
                 answers[place] = answers[place] + answers[place].dtype.type(self._spoil[port.name])
         return answers
 
-    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    def save(
+        self, path: str | os.PathLike[str], *, embed: bool = True, linker: str | None = None
+    ) -> tuple[Path, ...]:
         files = (Path(path), Path(path).with_suffix(".h"), Path(path).with_suffix(".py"))
         for file in files:
             file.write_text("/* written by fusile */\n")
@@ -98,6 +100,8 @@ class FakeDriver:
     def compile(self, source: Any, options: Options, progress: Progress) -> Module:
         progress("compiling")
         return FakeModule(fix_dims(read(source), options.dims))
+
+    build = compile
 
     def check(self, source: Any, options: Options) -> CheckReport:
         try:

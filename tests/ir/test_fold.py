@@ -1,4 +1,4 @@
-"""Folding on literals means what the interpreter says, for every operation and type; so do the rules of `apply`."""
+"""Folding means what the interpreter says, for every operation and type; so do the rules of `apply`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusile.ir.expr import OPS, Const, Expr, Load, apply, cast, const, fold, load, raw_apply
+from fusile.ir.expr import OPS, Const, Expr, Load, apply, cast, const, load, raw_apply
+from fusile.ir.fold import fold
 from fusile.ir.interpret import evaluate
 from fusile.ir.tensor import Tensor
 from fusile.ir.types import (
@@ -81,7 +82,7 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize(("op", "t"), CASES, ids=lambda x: str(x))
 def test_literals_fold_to_what_the_operation_means(op: str, t: DType) -> None:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         count = OPS[op].arity
@@ -99,7 +100,7 @@ def test_literals_fold_to_what_the_operation_means(op: str, t: DType) -> None:
 @pytest.mark.parametrize("to", (*INTEGERS, *FLOATS, BOOL), ids=str)
 @pytest.mark.parametrize("source", (*INTEGERS, *FLOATS, BOOL), ids=str)
 def test_casts_fold_to_what_they_mean(source: DType, to: DType) -> None:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(values(source))
     def check(value: Any) -> None:
         literal = const(value, source)
@@ -119,9 +120,9 @@ def test_a_literal_holds_what_its_type_can(t: DType) -> None:
 
 @pytest.mark.parametrize(("op", "t"), [c for c in CASES if OPS[c[0]].arity == 2], ids=lambda x: str(x))
 def test_rules_for_one_literal_keep_the_meaning(op: str, t: DType) -> None:
-    """x + 0, x * 1, x and x, …: whatever `apply` makes of a loaded value and a literal has the value of the plain node."""
+    """x + 0, x * 1, …: what `apply` makes of a loaded value and a literal has the plain node's value."""
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(values(t), values(t), st.booleans())
     def check(held: Any, literal: Any, turned: bool) -> None:
         # Index arithmetic is taken not to leave i64.

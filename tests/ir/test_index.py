@@ -218,17 +218,20 @@ PROVEN: dict[str, bool] = {
     "a tile": ix.within(F * 4 - 3, N) is False and ix.within(F, N),
     "whole tiles": ix.within(axis("io", N // 16) * 16 + axis("ii", 16), N),
     "rest of tiles": ix.within((N // 16) * 16 + axis("ir", N % 16), N),
-    "two rests": ix.within(
-        (N // 32) * 32 + ((N % 32) // 8) * 8 + axis("r", (N % 32) % 8), N
+    "two rests": ix.within((N // 32) * 32 + ((N % 32) // 8) * 8 + axis("r", (N % 32) % 8), N),
+    "panel": ix.positive(
+        ix.poly(
+            ix.ceil_div(N, 8) * 8 * 5 - axis("p", ix.ceil_div(N, 8)) * 40 - axis("k", 5) * 8 - axis("l", 8)
+        )
     ),
-    "panel": ix.positive(ix.poly(ix.ceil_div(N, 8) * 8 * 5 - axis("p", ix.ceil_div(N, 8)) * 40 - axis("k", 5) * 8 - axis("l", 8))),
     "remainder": ix.within(E % N, N) and ix.within(G % 5, 5 + const(0)),
     "less": ix.compare("lt", C, N) is True and ix.compare("le", N, C) is False,
     "not decided": ix.compare("lt", C, M) is None and ix.compare("eq", C, D) is None,
-    "clamped": ix.nonnegative(ix.poly(apply("max", C - 3, 0))) and not ix.nonnegative(ix.poly(apply("min", C - 3, 5))),
+    "clamped": ix.nonnegative(ix.poly(apply("max", C - 3, 0)))
+    and not ix.nonnegative(ix.poly(apply("min", C - 3, 5))),
     "minimum of both": apply("min", C, N) is C and apply("max", C, const(0)) is C,
     "one element": H + 0 is H and ix.within(H, const(1)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", PROVEN)

@@ -17,7 +17,7 @@ from fusile.ir.types import BOOL, F32, F64, I32, I64, U8
 N = dim("n")
 X = Buffer("x", F32, (N,))
 Y = Buffer("y", F32, (N,))
-I = axis("i", N)  # noqa: E741
+I = axis("i", N)
 ONE = const(1.0, F32)
 
 

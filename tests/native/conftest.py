@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import pytest
-
-Reference = Callable[[bytes | str, Mapping[str, Any]], list[Any]]
+from native_models import Reference
 
 
 @pytest.fixture(scope="session")
@@ -46,14 +44,3 @@ def reference() -> Reference:
         return found
 
     return answers
-
-
-def assert_close(found: Any, wanted: Any, bound: float = 1e-4) -> None:
-    """Integers are equal, floats within a share of their root mean square."""
-    for mine, other in zip(found, wanted, strict=True):
-        assert (mine.shape, mine.dtype) == (other.shape, other.dtype)
-        if other.dtype.kind != "f":
-            np.testing.assert_array_equal(mine, other)
-        elif other.size:
-            scale = float(np.sqrt(np.mean(np.square(other, dtype=np.float64)))) + 1e-12
-            assert float(np.abs(mine.astype(np.float64) - other).max()) <= bound * scale

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = Mapping[str, Array]
+Reference = Callable[[bytes | str, Feeds], list[Any]]
+"""ONNX Runtime's answers."""
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -65,11 +67,20 @@ def conv_net(seed: int = 0) -> bytes:
 def lstm() -> bytes:
     """An LSTM in both directions over symbolic time and batch."""
     return make(
-        [helper.make_node("LSTM", ["x", "w", "r", "b"], ["y", "h"], name="lstm", hidden_size=9, direction="bidirectional")],
+        [
+            helper.make_node(
+                "LSTM",
+                ["x", "w", "r", "b"],
+                ["y", "h"],
+                name="lstm",
+                hidden_size=9,
+                direction="bidirectional",
+            )
+        ],
         {"x": (FLOAT, ["time", "batch", 5])},
         {"y": (FLOAT, ["time", 2, "batch", 9]), "h": (FLOAT, [2, "batch", 9])},
         {"w": noise(1, 2, 36, 5), "r": noise(2, 2, 36, 9), "b": noise(3, 2, 72)},
-    )  # fmt: skip
+    )
 
 
 def nonzero() -> bytes:
@@ -118,3 +129,14 @@ def matmuls(seed: int = 0, size: int = 96) -> bytes:
             "axes": np.array([-1], np.int64),
         },
     )
+
+
+def assert_close(found: Any, wanted: Any, bound: float = 1e-4) -> None:
+    """Integers are equal, floats within a share of their root mean square."""
+    for mine, other in zip(found, wanted, strict=True):
+        assert (mine.shape, mine.dtype) == (other.shape, other.dtype)
+        if other.dtype.kind != "f":
+            np.testing.assert_array_equal(mine, other)
+        elif other.size:
+            scale = float(np.sqrt(np.mean(np.square(other, dtype=np.float64)))) + 1e-12
+            assert float(np.abs(mine.astype(np.float64) - other).max()) <= bound * scale

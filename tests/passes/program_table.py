@@ -1,4 +1,4 @@
-"""Small models, each a few operators that people really combine, over symbolic sizes; tests fix these or leave them open."""
+"""Small models, each a few operators that people combine, over symbolic sizes that tests fix or leave."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ Weights = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Small:
-    """A graph in ONNX's own text form. `weights` are random initialisers by shape, `numbers` constants by value; `sizes` fixes the symbols."""
+    """A graph in ONNX's own text form. `weights` are random initialisers by shape, `numbers` constants by
+    value; `sizes` fixes the symbols.
+    """
 
     name: str
     text: str
@@ -125,7 +127,7 @@ PROGRAMS: tuple[Small, ...] = (
             "ends2": [100],
         },
         sizes={"N": 2, "S": 6},
-    ),  # fmt: skip
+    ),
     Small(
         "reshape_transpose",
         """g (float[N, S, 12] x) => (float y) {

@@ -148,7 +148,11 @@ def test_a_library_exports_its_interface_and_needs_the_c_library_alone(write: An
 def test_the_library_can_be_imported_like_the_wrapper_beside_it(write: Any) -> None:
     """Python takes tiny.so before tiny.py, so that the library hands over to it."""
     folder = write().library.parent
-    code = "import tiny, numpy; model = tiny.load(); print(tiny.__name__, model(numpy.ones((1, 4), 'f4'), numpy.zeros(1, 'i8'))[0])"
+    code = (
+        "import tiny, numpy as np\n"
+        "y, *_ = tiny.load()(np.ones((1, 4), 'f4'), np.zeros(1, 'i8'))\n"
+        "print(tiny.__name__, y)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
     )

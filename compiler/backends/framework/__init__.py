@@ -1,1 +1,1 @@
-"""Framework backends: the canonical Graph printed as PyTorch or Keras source, with one weights file for both."""
+"""Framework backends: the canonical Graph as PyTorch or Keras source, with one weights file for both."""

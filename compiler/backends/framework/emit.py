@@ -1,4 +1,4 @@
-"""What both framework backends do around their printers: prepare the graph, fill the frame, write the folder."""
+"""What both framework backends do around their printers: the frame of the file, the tables, the folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import jinja2
 import onnx_ir as ir
 
 from fusile.backends.framework import weights as wf
+from fusile.backends.framework.code import Code, Plain, call, layout, literal
 from fusile.backends.framework.common import Framework, Place, Printer, stored_axes
-from fusile.backends.framework.source import Code, Plain, call, layout, literal
-from fusile.graph.tensors import Weight
+from fusile.graph.tensors import Role, Weight
 
 MODEL_FILE, WEIGHTS_FILE = "model.py", "weights.safetensors"
 
@@ -60,7 +60,7 @@ def write_folder(
         os.replace(part, folder / MODEL_FILE)
     finally:
         part.unlink(missing_ok=True)
-    lists: dict[str, list[tuple[str, tuple[int, ...]]]] = {"param": [], "buffer": [], "constant": []}
+    lists: dict[Role, list[tuple[str, tuple[int, ...]]]] = {"param": [], "buffer": [], "constant": []}
     for own, weight in known.items():
         held = model.graph.initializers[own].const_value
         assert held is not None
@@ -68,7 +68,8 @@ def write_folder(
         shape = [shape[axis] for axis in weight.perm] if weight.perm is not None else shape
         lists[weight.role].append((weight.name, tuple(shape)))
     files = (folder / MODEL_FILE, folder / WEIGHTS_FILE)
-    return EmitReport(files, *(tuple(lists[role]) for role in ("param", "buffer", "constant")), tuple(notes))
+    found = (tuple(lists["param"]), tuple(lists["buffer"]), tuple(lists["constant"]))
+    return EmitReport(files, *found, notes=tuple(notes))
 
 
 def fill(framework: Framework, values: Mapping[str, Any]) -> str:
@@ -82,6 +83,23 @@ def fill(framework: Framework, values: Mapping[str, Any]) -> str:
         autoescape=False,
     )
     return environment.get_template("model.py.j2").render(values)
+
+
+_FRAME_NAMES = frozenset(
+    (
+        "CONSTANTS BUFFERS IGNORED NamedTuple PARAMETERS Path WEIGHTS abs bool dict float int isinstance"
+        " len list load load_file load_weights max min print range safe_open save_file save_weights self"
+        " set slice sorted str sum super tuple type zip"
+    ).split()
+)
+"""What every emitted file imports, defines or takes from Python."""
+
+
+def reserved(framework: str, own: frozenset[str]) -> frozenset[str]:
+    """Names that variables of an emitted function may not have: those of the frame and of all helpers."""
+    loader = jinja2.PackageLoader("fusile.templates", framework)
+    helpers = {Path(name).name.removesuffix(".py.j2") for name in loader.list_templates()}
+    return own | _FRAME_NAMES | helpers | {f"{name}_step" for name in helpers}
 
 
 def helper_sources(framework: Framework, names: Sequence[str], needs: Mapping[str, Sequence[str]]) -> str:

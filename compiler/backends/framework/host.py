@@ -331,8 +331,8 @@ RULES: Mapping[str, Rule] = {
     "And": _elementwise(lambda a, b: a and b),
     "Or": _elementwise(lambda a, b: a or b),
     "Where": _elementwise(_chosen),
-    "Max": _folded(lambda a, b: _plain(ex.maximum(a, b)) if _either(a, b) else max(a, b)),  # type: ignore[type-var]
-    "Min": _folded(lambda a, b: _plain(ex.minimum(a, b)) if _either(a, b) else min(a, b)),  # type: ignore[type-var]
+    "Max": _folded(lambda a, b: _plain(ex.maximum(a, b)) if _either(a, b) else max(a, b)),
+    "Min": _folded(lambda a, b: _plain(ex.minimum(a, b)) if _either(a, b) else min(a, b)),
     "ReduceProd": _reduced(lambda a, b: a * b, 1),
     "ReduceSum": _reduced(lambda a, b: a + b, 0),
 }

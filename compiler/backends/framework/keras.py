@@ -1,4 +1,4 @@
-"""The Keras backend: a graph as a `keras.Model` with the weights file that fills it. Channels lie last inside."""
+"""The Keras backend: a graph as a `keras.Model`, with channels last inside, and its weights file."""
 
 from __future__ import annotations
 
@@ -7,18 +7,40 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fusile.backends.framework import emit as em
-from fusile.backends.framework import keras_layers, keras_moves, keras_rows
+from fusile.backends.framework import keras_layers, keras_moves, keras_recurrent, keras_rows
+from fusile.backends.framework.code import call, layout, name
 from fusile.backends.framework.common import Framework, Printer
 from fusile.backends.framework.emit import EmitReport
-from fusile.backends.framework.source import call, layout, name, signature
+from fusile.backends.framework.site import Site
+from fusile.backends.framework.source import signature
 from fusile.graph.layout import channels_last
 from fusile.graph.recognise import recognise
 from fusile.graph.tensors import weights
 from fusile.options import Options
 
+RESERVED = frozenset("Model Stored attrgetter keras layers np ops tf json training mask".split())
+"""`training` and `mask` mean something to Keras as arguments."""
+ATTRIBUTES = frozenset(
+    (
+        "add_loss add_metric add_variable add_weight autocast build build_from_config built call compile"
+        " compile_from_config compiled compiled_loss compiled_metrics compute_dtype compute_loss"
+        " compute_mask compute_metrics compute_output_shape compute_output_spec count_params"
+        " distribute_reduction_method distribute_strategy dtype dtype_policy evaluate export fit"
+        " from_config get_build_config get_compile_config get_config get_layer get_metrics_result"
+        " get_quantization_layer_structure get_state_tree get_weights history inputs input input_dtype"
+        " input_spec jit_compile layers load_own_variables load_weights loss losses make_predict_function"
+        " make_test_function make_train_function metrics metrics_names metrics_variables name"
+        " non_trainable_variables non_trainable_weights optimizer output outputs path predict"
+        " predict_on_batch predict_step quantization_mode quantize quantized_build quantized_call"
+        " rematerialized_call reset_metrics run_eagerly save save_own_variables save_weights seed"
+        " set_state_tree set_weights stateless_call stateless_compute_loss stop_training summary"
+        " supports_masking symbolic_call test_on_batch test_step to_json train_on_batch train_step"
+        " trainable trainable_variables trainable_weights variable_dtype variables weights"
+    ).split()
+)
 FRAMEWORK = Framework(
     name="keras",
-    rows={**keras_rows.ROWS, **keras_moves.MOVES, **keras_layers.LAYERS},
+    rows={**keras_rows.ROWS, **keras_moves.MOVES, **keras_layers.LAYERS, **keras_recurrent.RECURRENT},
     size=lambda x, axis: call("ops.shape", x)[axis],
     sizes=lambda x: call("ops.shape", x),
     constant=keras_moves.constant,
@@ -27,28 +49,8 @@ FRAMEWORK = Framework(
     reshape=keras_rows.reshape_to,
     cast=keras_rows.cast_to,
     scalar=keras_rows.cast_to,
-    reserved=frozenset(
-        "Model Path Stored attrgetter keras layers list load load_file load_weights max min np ops range safe_open"
-        " save_file save_weights self slice tf abs bool dict float int str tuple print isinstance training mask"
-        " reshape expand resize_axis pad_same pad_run numbers reduce_run slice_run resize_run triangle conv_transpose_groups group_norm local_response lstm gru"
-        " rnn lstm_step gru_step rnn_step steps by_name window_pads math max_pool average_pool scatter_elements scatter_product bit_shift positive_nd".split()
-    ),
-    attributes=frozenset(
-        "add_loss add_metric add_variable add_weight autocast build build_from_config built call compile"
-        " compile_from_config compiled compiled_loss compiled_metrics compute_dtype compute_loss compute_mask"
-        " compute_metrics compute_output_shape compute_output_spec count_params distribute_reduction_method"
-        " distribute_strategy dtype dtype_policy evaluate export fit from_config get_build_config"
-        " get_compile_config get_config get_layer get_metrics_result get_quantization_layer_structure"
-        " get_state_tree get_weights history inputs input input_dtype input_spec jit_compile layers"
-        " load_own_variables load_weights loss losses make_predict_function make_test_function"
-        " make_train_function metrics metrics_names metrics_variables name non_trainable_variables"
-        " non_trainable_weights optimizer output outputs path predict predict_on_batch predict_step"
-        " quantization_mode quantize quantized_build quantized_call rematerialized_call reset_metrics"
-        " run_eagerly save save_own_variables save_weights seed set_state_tree set_weights stateless_call"
-        " stateless_compute_loss stop_training summary supports_masking symbolic_call test_on_batch test_step"
-        " to_json train_on_batch train_step trainable trainable_variables trainable_weights variable_dtype"
-        " variables weights".split()
-    ),
+    reserved=em.reserved("keras", RESERVED),
+    attributes=ATTRIBUTES,
 )
 _NEEDS = {
     "resize_run": ("resize_axis",),
@@ -71,7 +73,7 @@ def emit(model: ir.Model, folder: Path, options: Options | None = None) -> EmitR
     recognise(model)
     known = weights(model)
     channels_last(model)
-    printer = Printer(model, FRAMEWORK, known)
+    printer = Printer(model, FRAMEWORK, known, Site)
     printer.run()
     return em.write_folder(Path(folder), source(printer), model, known)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from fusile.backends.framework.common import Printer, Row, Site
+from fusile.backends.framework.code import Code, Name, Plain, Var, call, code, name, short_float
+from fusile.backends.framework.common import Printer, Row
 from fusile.backends.framework.host import HostArray, Scalar
 from fusile.backends.framework.keras_rows import cast_to, dtype, permute, run_list
-from fusile.backends.framework.source import Code, Name, Plain, Var, call, code, name, short_float
+from fusile.backends.framework.site import Site
 from fusile.backends.framework.words import (
     UNLIMITED,
     axes_word,
@@ -103,10 +104,10 @@ def tile(n: Site) -> Code:
 
 def concat(n: Site) -> Code:
     parts = [n.tensor(i) for i in range(len(n.node.inputs))]
-    return parts[0] if len(parts) == 1 else call("ops.concatenate", parts, axis=last(n.axis(0), n.rank()))
+    return parts[0] if len(parts) == 1 else call("ops.concatenate", parts, axis=n.axis_word(0))
 
 
-def split(n: Site) -> list[Code | None]:
+def split(n: Site) -> Sequence[Code | None]:
     axis, count = n.axis(0), len(n.node.outputs)
     sizes = split_arguments(n)
     if sizes is None:
@@ -144,7 +145,7 @@ def slice_(n: Site) -> Code:
         item = forward_slice(n, start, stop, step, axis)
         if item is not None:
             picked[axis] = item
-    return index(x, picked, n.rank())
+    return index(x, picked, n.rank() if n.has_rank() else 0)
 
 
 def _backward(n: Site, x: Code, start: Scalar, stop: Scalar, step: int, axis: int) -> Code:

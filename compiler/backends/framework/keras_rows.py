@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from fusile.backends.framework.common import Refusal, Row, Site
-from fusile.backends.framework.source import Code, Name, Plain, Var, call, name, short_float
+from fusile.backends.framework.code import Code, Name, Plain, Var, call, name, short_float
+from fusile.backends.framework.common import Refusal, Row
+from fusile.backends.framework.site import Site
 from fusile.backends.framework.words import axes_word, infix, last, logical, mean_of, sum_of, unary
 
 DTYPES: Mapping[ir.DataType, str] = {
@@ -203,11 +204,11 @@ def shrink(n: Site) -> Code:
 
 
 def along_axis(function: str) -> Row:
-    return lambda n: call(function, n.tensor(), axis=last(n.axis(), n.rank()))
+    return lambda n: call(function, n.tensor(), axis=n.axis_word())
 
 
 def hardmax(n: Site) -> Code:
-    x, axis = n.tensor(), last(n.axis(), n.rank())
+    x, axis = n.tensor(), n.axis_word()
     top = call("ops.argmax", x, axis=axis)
     return call("ops.one_hot", top, n.dim(0, n.axis()), axis=axis, dtype=dtype(n.dtype()))
 
@@ -288,7 +289,7 @@ def cumulative(n: Site) -> Code:
     return call("ops.flip", out, axis=axis) if reverse else out
 
 
-def top_k(n: Site) -> list[Code | None]:
+def top_k(n: Site) -> Sequence[Code | None]:
     counts = n.sizes(1)
     count = n.size(counts[0]) if counts else run_list(n, 1)[0]
     rank, axis, x = n.rank(), n.axis(), n.tensor()
@@ -319,7 +320,7 @@ def bit_shift(n: Site) -> Code:
 
 
 def lp_norm(n: Site) -> Code:
-    x, axis = n.tensor(), last(n.axis(), n.rank())
+    x, axis = n.tensor(), n.axis_word()
     norm = n.let(call("ops.norm", x, ord=n.integer("p", 2), axis=axis, keepdims=True), "norm")
     return call("ops.divide_no_nan", x, norm)
 

@@ -7,17 +7,30 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fusile.backends.framework import emit as em
-from fusile.backends.framework import torch_layers, torch_moves, torch_rows
+from fusile.backends.framework import torch_layers, torch_moves, torch_recurrent, torch_rows
+from fusile.backends.framework.code import Name
 from fusile.backends.framework.common import Framework, Printer
 from fusile.backends.framework.emit import EmitReport
-from fusile.backends.framework.source import Name, signature
+from fusile.backends.framework.site import Site
+from fusile.backends.framework.source import signature
 from fusile.graph.recognise import recognise
 from fusile.graph.tensors import weights
 from fusile.options import Options
 
+RESERVED = frozenset("F Model Stored Tensor attrgetter nn torch json math Callable".split())
+ATTRIBUTES = frozenset(
+    (
+        "T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double"
+        " dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter"
+        " get_submodule half ipu load_state_dict modules mtia named_buffers named_children named_modules"
+        " named_parameters parameters register_buffer register_module register_parameter requires_grad_"
+        " set_extra_state set_submodule share_memory state_dict to to_empty train training type xpu"
+        " zero_grad"
+    ).split()
+)
 FRAMEWORK = Framework(
     name="torch",
-    rows={**torch_rows.ROWS, **torch_moves.MOVES, **torch_layers.LAYERS},
+    rows={**torch_rows.ROWS, **torch_moves.MOVES, **torch_layers.LAYERS, **torch_recurrent.RECURRENT},
     size=lambda x, axis: x.attribute("shape")[axis],
     sizes=lambda x: x.attribute("shape"),
     constant=torch_moves.constant,
@@ -26,18 +39,8 @@ FRAMEWORK = Framework(
     reshape=lambda x, shape: x.method("reshape", *shape),
     cast=torch_rows.cast_to,
     scalar=lambda size, kind: size,
-    reserved=frozenset(
-        "F Model Path Stored Tensor attrgetter list load load_file load_weights max min nn range safe_open save_file"
-        " save_weights self slice torch abs gather_nd scatter_nd reshape reduce_run unsqueeze slice_run pad_run resize_run resize_axis average_pool pad_same lstm"
-        " gru rnn lstm_step gru_step rnn_step scan Callable math bool dict float int str tuple print".split()
-    ),
-    attributes=frozenset(
-        "T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double"
-        " dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half"
-        " ipu load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters"
-        " register_buffer register_module register_parameter requires_grad_ set_extra_state set_submodule"
-        " share_memory state_dict to to_empty train training type xpu zero_grad".split()
-    ),
+    reserved=em.reserved("torch", RESERVED),
+    attributes=ATTRIBUTES,
 )
 _NEEDS = {"resize_run": ("resize_axis",), "lstm": ("scan",), "gru": ("scan",), "rnn": ("scan",)}
 
@@ -50,7 +53,7 @@ def emit(model: ir.Model, folder: Path, options: Options | None = None) -> EmitR
     """
     recognise(model)
     known = weights(model)
-    printer = Printer(model, FRAMEWORK, known)
+    printer = Printer(model, FRAMEWORK, known, Site)
     printer.run()
     return em.write_folder(Path(folder), source(printer), model, known)
 

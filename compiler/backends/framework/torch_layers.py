@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from fusile.backends.framework import torch_moves
-from fusile.backends.framework.common import Layer, Place, Printer, Row, Site
-from fusile.backends.framework.source import Code, Name, Plain, Var, call, code, short_float
+from fusile.backends.framework.code import Code, Name, Plain, Var, call, code, short_float
+from fusile.backends.framework.common import Layer, Place, Printer, Row
+from fusile.backends.framework.site import Site
 from fusile.backends.framework.torch_moves import permute, run_list
 from fusile.backends.framework.torch_rows import dtype
 from fusile.backends.framework.windows import (
     ResizePlan,
     Window,
     axis_options,
-    is_zero_state,
+    normalised,
     resize_plan,
     resize_settings,
     window,
@@ -45,7 +46,7 @@ def parameter(
 
 
 def padded(n: Site, x: Code, w: Window, fill: float = 0.0) -> tuple[Code, list[int]]:
-    """x, padded by itself where a layer's symmetric padding does not do, and the padding left to the layer."""
+    """x, padded by itself where symmetric padding does not do, and the padding left to the layer."""
     if w.same:
         extra: list[Plain] = [] if not fill else [fill]
         helper = n.helper("pad_same")
@@ -183,7 +184,7 @@ def gather(n: Site) -> Code:
 # ---- normalisation -----------------------------------------------------------------------------------
 
 
-def batch_norm(n: Site) -> Code | list[Code | None]:
+def batch_norm(n: Site) -> Code | Sequence[Code | None]:
     channels, rank = n.fixed(1, 0), n.rank()
     epsilon, momentum = n.real("epsilon", 1e-5), round(1.0 - n.real("momentum", 0.9), 7)
     if n.integer("training_mode"):
@@ -200,7 +201,7 @@ def batch_norm(n: Site) -> Code | list[Code | None]:
     return call("F.batch_norm", n.tensor(), *(n.tensor(i) for i in (3, 4, 1, 2)), eps=epsilon)
 
 
-def _batch_norm_training(n: Site, epsilon: float, momentum: float) -> list[Code | None]:
+def _batch_norm_training(n: Site, epsilon: float, momentum: float) -> Sequence[Code | None]:
     """Normalise by the batch and answer the running statistics after it."""
     x, axes = n.tensor(), tuple(axis for axis in range(n.rank()) if axis != 1)
     y = call("F.batch_norm", x, None, None, n.tensor(1), n.tensor(2), training=True, eps=epsilon)
@@ -209,23 +210,7 @@ def _batch_norm_training(n: Site, epsilon: float, momentum: float) -> list[Code 
     return [y, mean, n.tensor(4) * momentum + spread * short_float(1 - momentum)]
 
 
-def normalised(n: Site) -> list[int]:
-    """Sizes of the axes that a layer norm normalises, taken from its weight where the input leaves them open."""
-    axis, sizes = n.axis(-1), n.shape()
-    own = n.shape(1) if n.has(1) else []
-    out = []
-    for index in range(axis, n.rank()):
-        size = sizes[index]
-        if not isinstance(size, int):
-            other = own[index - n.rank()] if n.rank() - index <= len(own) else None
-            if not isinstance(other, int):
-                n.refuse(f"the size of the normalised axis {index} is not fixed")
-            size = other
-        out.append(size)
-    return out
-
-
-def layer_norm(n: Site) -> Code | list[Code | None]:
+def layer_norm(n: Site) -> Code | Sequence[Code | None]:
     sizes, epsilon = normalised(n), n.real("epsilon", 1e-5)
     shape: Plain = sizes[0] if len(sizes) == 1 else tuple(sizes)
     fits = n.shape(1) == sizes and (not n.has(2) or n.shape(2) == sizes)
@@ -243,7 +228,7 @@ def layer_norm(n: Site) -> Code | list[Code | None]:
     return out + n.tensor(2) if n.has(2) else out
 
 
-def _layer_norm_parts(n: Site, count: int, epsilon: float) -> list[Code | None]:
+def _layer_norm_parts(n: Site, count: int, epsilon: float) -> Sequence[Code | None]:
     """The mean and the inverse deviation are outputs too."""
     x, axes = n.tensor(), tuple(range(n.rank() - count, n.rank()))
     mean = n.let(x.method("mean", axes, keepdim=True), "mean")
@@ -299,137 +284,10 @@ def local_response(n: Site) -> Code:
     return x / (near * short_float(alpha / size) + bias).method("pow", beta)
 
 
-# ---- recurrence --------------------------------------------------------------------------------------
-
-_GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
-"""ONNX's gates (i o f c, z r h) in PyTorch's order (i f g o, r z n)."""
-_PLAIN_ACTIVATIONS = {
-    "LSTM": ["sigmoid", "tanh", "tanh"],
-    "GRU": ["sigmoid", "tanh"],
-    "RNN": ["tanh"],
-}
-
-
-def recurrent(n: Site) -> list[Code | None]:
-    kind = n.node.op_type
-    places = _recurrent_places(n, kind)
-    if places is None:
-        return recurrent_helper(n)
-    both, backward = n.string("direction", "forward") == "bidirectional", n.string("direction") == "reverse"
-    hidden, first = n.fixed(2, 2), bool(n.integer("layout"))
-    settings: dict[str, Plain] = {"bidirectional": True} if both else {}
-    if kind == "RNN" and activations(n)[:1] == ["relu"]:
-        settings["nonlinearity"] = "relu"
-    settings |= {} if n.has(3) else {"bias": False}
-    settings |= {"batch_first": True} if first else {}
-    made = call(f"nn.{kind}", n.fixed(1, 2), hidden, **settings, **typed(n.dtype(1)))
-    layer = n.layer(recurrent_stem(n), made, places)
-    if layer is None:
-        return recurrent_helper(n)
-    x = n.tensor().method("flip", 1 if first else 0) if backward else n.tensor()
-    state = _state(n, kind, first)
-    y, h, c = Var("outputs"), Var("hidden"), Var("cell")
-    n.unpack(layer(x, *([state] if state is not None else [])), (y, (h, c) if kind == "LSTM" else h))
-    out: Code = Name(y).method("flip", 1 if first else 0) if backward else Name(y)
-    if n.node.domain != "fusile":
-        out = out.method("unflatten", -1, (2, hidden)) if both else out.method("unsqueeze", 2)
-        out = out if first else out.method("transpose", 1, 2)
-    ends = [permute(Name(v), (1, 0, 2)) if first else Name(v) for v in (h, c)]
-    return [out, ends[0], ends[1] if kind == "LSTM" else None][: len(n.node.outputs)]
-
-
-def recurrent_stem(n: Site) -> str:
-    """Recurrent weights are stacked under made-up names: the scope tells more."""
-    from fusile.graph.tensors import scope
-
-    return scope(n.node) or n.stem(1)
-
-
-def plain_activations(kind: str) -> list[str]:
-    """What ONNX's recurrent operators use unless told otherwise, in one direction."""
-    return list(_PLAIN_ACTIVATIONS[kind])
-
-
-def activations(n: Site) -> list[str]:
-    """The activations of a recurrence, as many as its directions need; the schema's default lists more."""
-    held = n.node.attributes.get("activations")
-    directions = 2 if n.string("direction", "forward") == "bidirectional" else 1
-    count = directions * len(_PLAIN_ACTIVATIONS[n.node.op_type])
-    return [] if held is None else [a.lower() for a in held.as_strings()][:count]
-
-
-def _recurrent_places(n: Site, kind: str) -> dict[str, Place] | None:
-    """Where the weights of `nn.LSTM` and its like lie, or None where that layer cannot express the node."""
-    directions = 2 if n.string("direction", "forward") == "bidirectional" else 1
-    acts, normal = activations(n), _PLAIN_ACTIVATIONS[kind] * directions
-    relu = kind == "RNN" and acts == ["relu"] * directions
-    plain_form = (not acts or acts == normal or relu) and n.node.attributes.get("clip") is None
-    plain_form &= not n.integer("input_forget") and not n.has(4) and not n.has(7)
-    plain_form &= kind != "GRU" or bool(n.integer("linear_before_reset"))
-    if not plain_form:
-        return None
-    gates, rows = _GATES[kind], n.fixed(1, 1)
-    order = gates if len(gates) > 1 else ()
-    out = {}
-    for d in range(directions):
-        end = "_l0_reverse" if d else "_l0"
-        out[f"weight_ih{end}"] = Place(n.value(1), part=(d,), gates=order)
-        out[f"weight_hh{end}"] = Place(n.value(2), part=(d,), gates=order)
-        if n.has(3):
-            out[f"bias_ih{end}"] = Place(n.value(3), part=(d, (0, rows)), gates=order)
-            out[f"bias_hh{end}"] = Place(n.value(3), part=(d, (rows, 2 * rows)), gates=order)
-    return out
-
-
-def _state(n: Site, kind: str, first: bool) -> Code | None:
-    """The initial state, where it is more than zeros."""
-    indices = [i for i in ((5, 6) if kind == "LSTM" else (5,)) if n.has(i)]
-    if all(is_zero_state(n.printer, n.value(i)) for i in indices):
-        return None
-    states = []
-    for i in (5, 6) if kind == "LSTM" else (5,):
-        state = n.tensor(i) if n.has(i) else call("torch.zeros_like", n.tensor(indices[0]))
-        states.append(permute(state, (1, 0, 2)) if first else state)
-    return code(tuple(states)) if kind == "LSTM" else states[0]
-
-
-def recurrent_helper(n: Site) -> list[Code | None]:
-    """A recurrence that no layer has: written out, one direction at a time."""
-    kind, directions = n.node.op_type, n.fixed(2, 0)
-    acts = activations(n) or _PLAIN_ACTIVATIONS[kind] * directions
-    if not set(acts) <= {"sigmoid", "tanh", "relu"}:
-        n.refuse(f"activations {', '.join(acts)} in a recurrence")
-    per = len(acts) // directions
-    nested = tuple(tuple(acts[d * per : (d + 1) * per]) for d in range(directions))
-    held = n.node.attributes.get("clip")
-    x = permute(n.tensor(), (1, 0, 2)) if n.integer("layout") else n.tensor()
-    given: dict[str, Plain] = {"bias": n.tensor(3)} if n.has(3) else {}
-    given |= {"lengths": n.tensor(4)} if n.has(4) else {}
-    for index, word in ((5, "hidden"), (6, "cell")):
-        if n.has(index) and (index == 5 or kind == "LSTM") and not is_zero_state(n.printer, n.value(index)):
-            given[word] = permute(n.tensor(index), (1, 0, 2)) if n.integer("layout") else n.tensor(index)
-    if kind == "LSTM":
-        given |= {"peepholes": n.tensor(7)} if n.has(7) else {}
-        given |= {"coupled": True} if n.integer("input_forget") else {}
-    given |= {"reset_after": True} if kind == "GRU" and n.integer("linear_before_reset") else {}
-    given |= {"clip": short_float(held.as_float())} if held is not None else {}
-    direction = n.string("direction", "forward")
-    call_ = n.helper(kind.lower())(x, n.tensor(1), n.tensor(2), nested, direction, **given)
-    targets = [Var("outputs"), Var("hidden"), Var("cell")][: 3 if kind == "LSTM" else 2]
-    n.unpack(call_, tuple(targets))
-    y: Code = Name(targets[0])
-    if n.node.domain == "fusile":
-        y = y.method("transpose", 1, 2).method("flatten", 2)
-    elif n.integer("layout"):
-        y = y.method("permute", 2, 0, 1, 3)
-    ends = [permute(Name(t), (1, 0, 2)) if n.integer("layout") else Name(t) for t in targets[1:]]
-    return [y, *ends][: len(n.node.outputs)]
-
-
 # ---- pooling and resizing ----------------------------------------------------------------------------
 
 
-def max_pool(n: Site) -> Code | list[Code | None]:
+def max_pool(n: Site) -> Code | Sequence[Code | None]:
     w = window(n)
     tight = all(2 * p <= k for p, k in zip(w.before, w.kernel, strict=True)) and w.before == w.after
     x, padding = padded(n, n.tensor(), w, float("-inf")) if not tight or w.same else (n.tensor(), w.before)
@@ -462,7 +320,7 @@ def _stateless(n: Site, made: Code) -> Code:
 
 def _max_pool_indices(
     n: Site, w: Window, settings: dict[str, Plain], x: Code, padding: Sequence[int]
-) -> list[Code | None]:
+) -> Sequence[Code | None]:
     """Indices count over the whole input, channels and batch included."""
     if list(padding) != w.before:
         n.refuse("indices of a max-pooling with uneven pads")
@@ -600,9 +458,6 @@ LAYERS: Mapping[str, Row] = {
     "GroupNormalization": group_norm,
     "InstanceNormalization": instance_norm,
     "LRN": local_response,
-    "LSTM": recurrent,
-    "GRU": recurrent,
-    "RNN": recurrent,
     "MaxPool": max_pool,
     "AveragePool": average_pool,
     "LpPool": lp_pool,

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from fusile.backends.framework.common import Printer, Row, Site
+from fusile.backends.framework.code import Code, Name, Plain, Var, call, code, short_float
+from fusile.backends.framework.common import Printer, Row
 from fusile.backends.framework.host import HostArray, Scalar
-from fusile.backends.framework.source import Code, Name, Plain, Var, call, code, short_float
+from fusile.backends.framework.site import Site
 from fusile.backends.framework.torch_rows import cast_to, dtype
 from fusile.backends.framework.words import (
     UNLIMITED,
@@ -134,10 +135,10 @@ def tile(n: Site) -> Code:
 
 def concat(n: Site) -> Code:
     parts = [n.tensor(i) for i in range(len(n.node.inputs))]
-    return parts[0] if len(parts) == 1 else call("torch.cat", tuple(parts), dim=last(n.axis(0), n.rank()))
+    return parts[0] if len(parts) == 1 else call("torch.cat", tuple(parts), dim=n.axis_word(0))
 
 
-def split(n: Site) -> list[Code | None]:
+def split(n: Site) -> Sequence[Code | None]:
     axis, count = n.axis(0), len(n.node.outputs)
     sizes, at = split_arguments(n), last(axis, n.rank())
     if sizes is not None and len({str(s) for s in sizes}) == 1 and not is_zero(sizes[0]):
@@ -168,7 +169,7 @@ def slice_(n: Site) -> Code:
         )
         if item is not None:
             picked[axis] = item
-    return index(n.tensor(), picked, n.rank())
+    return index(n.tensor(), picked, n.rank() if n.has_rank() else 0)
 
 
 def _backward(n: Site, start: Scalar, stop: Scalar, step: int, axis: int) -> Code:
@@ -232,7 +233,7 @@ _PAD_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
 
 def pad(n: Site) -> Code:
-    given, rank, mode = pad_arguments(n), n.rank(), n.string("mode", "constant")
+    given, mode = pad_arguments(n), n.string("mode", "constant")
     if given is None:
         extra: dict[str, Plain] = {"axes": run_list(n, 3)} if n.has(3) else {}
         extra |= {"fill": n.tensor(2).method("item")} if n.has(2) else {}

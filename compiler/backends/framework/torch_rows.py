@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from fusile.backends.framework.common import Refusal, Row, Site
-from fusile.backends.framework.source import Code, Name, Plain, Var, call, name, short_float
+from fusile.backends.framework.code import Code, Name, Plain, Var, call, name, short_float
+from fusile.backends.framework.common import Refusal, Row
+from fusile.backends.framework.site import Site
 from fusile.backends.framework.words import axes_word, index, infix, last, logical, mean_of, sum_of, unary
 
 DTYPES: Mapping[ir.DataType, str] = {
@@ -54,8 +55,8 @@ def cast(n: Site) -> Code:
 _NARROW = {ir.DataType.UINT16: ir.DataType.INT32, ir.DataType.UINT32: ir.DataType.INT64}
 _WRAPPING = frozenset({"Add", "Sub", "Mul", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"})
 _WIDENED = frozenset(
-    "Add Sub Mul Div Mod Max Min Less LessOrEqual Greater GreaterOrEqual BitwiseAnd BitwiseOr BitwiseXor BitwiseNot"
-    " BitShift".split()
+    "Add Sub Mul Div Mod Max Min Less LessOrEqual Greater GreaterOrEqual BitwiseAnd BitwiseOr BitwiseXor"
+    " BitwiseNot BitShift".split()
 )
 
 
@@ -63,14 +64,15 @@ def widened(row: Row) -> Row:
     """The row on a wider signed type where PyTorch has no arithmetic on an unsigned one."""
 
     def wide(n: Site) -> Code | Sequence[Code | None]:
-        kind = n.dtype()
+        kind = n.value(0).dtype
+        if kind not in (*_NARROW, ir.DataType.UINT64):
+            return row(n)
         to = _NARROW.get(kind)
         if kind is ir.DataType.UINT64:
             if n.node.op_type not in _WRAPPING:
                 n.refuse("PyTorch has no such operation on uint64", "cast to int64 before it")
             to = ir.DataType.INT64
-        if to is None:
-            return row(n)
+        assert to is not None
         answer = row(n.cast(to))
         same = n.node.outputs[0].dtype is kind
         return cast_to(answer, kind) if same and isinstance(answer, Code) else answer
@@ -226,7 +228,7 @@ def shrink(n: Site) -> Code:
 
 
 def along_axis(function: str) -> Row:
-    return lambda n: call(function, n.tensor(), dim=last(n.axis(), n.rank()))
+    return lambda n: call(function, n.tensor(), dim=n.axis_word())
 
 
 def hardmax(n: Site) -> Code:
@@ -319,7 +321,7 @@ def cumulative(n: Site) -> Code:
     return out.method("flip", axis) if reverse else out
 
 
-def top_k(n: Site) -> list[Code | None]:
+def top_k(n: Site) -> Sequence[Code | None]:
     counts = n.sizes(1)
     count = n.size(counts[0]) if counts else n.tensor(1).method("item")
     axis, rank = n.axis(), n.rank()
@@ -333,7 +335,7 @@ def top_k(n: Site) -> list[Code | None]:
 
 
 def lp_norm(n: Site) -> Code:
-    x, axis = n.tensor(), last(n.axis(), n.rank())
+    x, axis = n.tensor(), n.axis_word()
     norm = n.let(x.method("norm", n.integer("p", 2), axis, keepdim=True), "norm")
     return call("torch.where", norm.binary("==", 0), 0.0, x / norm)
 
@@ -366,8 +368,8 @@ _PLAIN: dict[str, Row] = {
     **{
         op: unary(f"torch.{op.lower()}")
         for op in (
-            "Abs Acos Acosh Asin Asinh Atan Atanh Ceil Cos Cosh Erf Exp Floor Log Round Sigmoid Sign Sin Sinh Sqrt"
-            " Tan Tanh IsNaN"
+            "Abs Acos Acosh Asin Asinh Atan Atanh Ceil Cos Cosh Erf Exp Floor IsNaN Log Round Sigmoid"
+            " Sign Sin Sinh Sqrt Tan Tanh"
         ).split()
     },
     "IsInf": is_inf,

@@ -1,8 +1,8 @@
 """The weights file: one safetensors file for the PyTorch module, the Keras module and the native compiler.
 
-The header holds `fusile.format` and, under each tensor's name, a JSON record {initializer, perm, role, folded,
-alias_of, storage} (see `fusile.graph.tensors.Weight`). Tensors are written one at a time, in an order that
-depends on nothing but the model.
+The header holds `fusile.format` and, under each tensor's name, a JSON record {initializer, perm, role,
+folded, alias_of, storage} (see `fusile.graph.tensors.Weight`). Tensors are written one at a time, in an
+order that depends on nothing but the model.
 """
 
 from __future__ import annotations

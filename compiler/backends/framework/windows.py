@@ -8,16 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from fusile.backends.framework.common import Printer, Site
+from fusile.backends.framework.code import Plain, call, short_float
+from fusile.backends.framework.common import Printer
 from fusile.backends.framework.host import Scalar
-from fusile.backends.framework.source import Plain, call, short_float
+from fusile.backends.framework.site import Site
 from fusile.backends.framework.words import without_defaults
+from fusile.graph.tensors import scope
 from fusile.ir import expr as ex
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A sliding window over the spatial axes. `same` keeps an auto_pad whose pads depend on sizes when run."""
+    """A sliding window over the spatial axes. `same` is an auto_pad whose pads depend on sizes when run."""
 
     kernel: list[int]
     strides: list[int]
@@ -123,7 +125,7 @@ class ResizePlan:
 
 
 def resize_plan(n: Site) -> ResizePlan | None:
-    """What a Resize node does, with axes that keep their size left out; None where that is computed when run."""
+    """What a Resize does, without axes that keep their size; None where that is computed when run."""
     rank = n.rank()
     axes = [a % rank for a in n.integers("axes", range(rank))]
     scales = _floats(n, 2)
@@ -246,3 +248,44 @@ def is_zero_state(printer: Printer, value: ir.Value | None, depth: int = 8) -> b
         return False
     parts = node.inputs if node.op_type == "Concat" else node.inputs[:1]
     return all(is_zero_state(printer, part, depth - 1) for part in parts)
+
+
+def normalised(n: Site) -> list[int]:
+    """Sizes of the axes that a layer norm normalises; its weight has those that the input leaves open."""
+    axis, sizes = n.axis(-1), n.shape()
+    own = n.shape(1) if n.has(1) else []
+    out = []
+    for index in range(axis, n.rank()):
+        size = sizes[index]
+        if not isinstance(size, int):
+            other = own[index - n.rank()] if n.rank() - index <= len(own) else None
+            if not isinstance(other, int):
+                n.refuse(f"the size of the normalised axis {index} is not fixed")
+            size = other
+        out.append(size)
+    return out
+
+
+_PLAIN_ACTIVATIONS = {
+    "LSTM": ["sigmoid", "tanh", "tanh"],
+    "GRU": ["sigmoid", "tanh"],
+    "RNN": ["tanh"],
+}
+
+
+def recurrent_stem(n: Site) -> str:
+    """Recurrent weights are stacked under made-up names: the scope tells more."""
+    return scope(n.node) or n.stem(1)
+
+
+def plain_activations(kind: str) -> list[str]:
+    """What ONNX's recurrent operators use unless told otherwise, in one direction."""
+    return list(_PLAIN_ACTIVATIONS[kind])
+
+
+def activations(n: Site) -> list[str]:
+    """The activations of a recurrence, as many as its directions need; the schema's default lists more."""
+    held = n.node.attributes.get("activations")
+    directions = 2 if n.string("direction", "forward") == "bidirectional" else 1
+    count = directions * len(_PLAIN_ACTIVATIONS[n.node.op_type])
+    return [] if held is None else [a.lower() for a in held.as_strings()][:count]

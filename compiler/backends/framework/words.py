@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fusile.backends.framework.common import Row, Site
+from fusile.backends.framework.code import Code, Plain, call
+from fusile.backends.framework.common import Row
 from fusile.backends.framework.host import Scalar
-from fusile.backends.framework.source import Code, Plain, call
+from fusile.backends.framework.site import Site
 from fusile.ir import expr as ex
 
 UNLIMITED = 10**9
@@ -111,7 +112,10 @@ def nested(elements: Sequence[Code], shape: tuple[int, ...]) -> Plain:
 
 
 def index(x: Code, picked: Mapping[int, Plain | slice], rank: int) -> Code:
-    """`x[...]` with some axes indexed. Lists are taken one axis after the other: together they would pair up."""
+    """`x[...]` with some axes indexed; a rank of 0 is one that is not known.
+
+    Lists are taken one axis after the other: together they would pair up.
+    """
     if not picked:
         return x
     lists = [axis for axis, item in picked.items() if not isinstance(item, slice)]
@@ -127,7 +131,7 @@ def index(x: Code, picked: Mapping[int, Plain | slice], rank: int) -> Code:
 
 def forward_slice(n: Site, start: Scalar, stop: Scalar, step: int, axis: int) -> slice | None:
     """One axis of a slice with a positive step, or None where it takes everything."""
-    size = n.shape()[axis]
+    size = n.shape()[axis] if n.has_rank() else None
     first: Plain = None if is_zero(start) or (is_number(start) and start <= -UNLIMITED) else n.size(start)
     beyond = is_number(stop) and (stop >= UNLIMITED or (isinstance(size, int) and stop >= size))
     end: Plain = None if beyond else n.size(stop)
@@ -141,12 +145,13 @@ def slice_arguments(n: Site) -> tuple[list[Scalar], list[Scalar], list[int], lis
     starts, stops = n.sizes(1), n.sizes(2)
     if starts is None or stops is None:
         return None
-    rank = n.rank()
     axes = n.constant(3) if n.has(3) else range(len(starts))
     steps = n.constant(4) if n.has(4) else [1] * len(starts)
     if axes is None or steps is None:
         return None
-    return starts, stops, [int(a) % rank for a in axes], [int(s) for s in steps]
+    known = n.has_rank() or any(a < 0 for a in axes)
+    named = [int(a) % n.rank() if known else int(a) for a in axes]
+    return starts, stops, named, [int(s) for s in steps]
 
 
 def pad_arguments(n: Site) -> tuple[dict[int, Scalar], dict[int, Scalar]] | None:
@@ -163,8 +168,8 @@ def pad_arguments(n: Site) -> tuple[dict[int, Scalar], dict[int, Scalar]] | None
 def broadcast_sizes(n: Site, sizes: Sequence[Scalar]) -> list[Scalar] | None:
     """Sizes of x broadcast against a shape, or None where they cannot be told while printing."""
     shape = n.shape()
-    own: list[Scalar] = [1] * (len(sizes) - len(shape)) + list(shape)
-    wanted: list[Scalar] = [1] * (len(shape) - len(sizes)) + list(sizes)
+    own: list[Scalar] = [*[1] * (len(sizes) - len(shape)), *shape]
+    wanted: list[Scalar] = [*[1] * (len(shape) - len(sizes)), *sizes]
     out: list[Scalar] = []
     for have, want in zip(own, wanted, strict=True):
         if same_size(have, want) or same_size(want, 1):
@@ -184,4 +189,4 @@ def split_arguments(n: Site) -> list[Scalar] | None:
     if not isinstance(size, int):
         return None
     step = -(-size // count)
-    return [min(step, size - step * i) for i in range(count)]
+    return [max(0, min(step, size - step * i)) for i in range(count)]

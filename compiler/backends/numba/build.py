@@ -44,7 +44,11 @@ Pass = Callable[[Program, Settings], Program]
 
 
 def build(
-    model: ir.Model, settings: Settings, passes: tuple[tuple[str, Pass], ...], schedule: Callable[[Kernel], Kernel], dump: Dump
+    model: ir.Model,
+    settings: Settings,
+    passes: tuple[tuple[str, Pass], ...],
+    schedule: Callable[[Kernel], Kernel],
+    dump: Dump,
 ) -> Plan:
     """The plan of a canonical graph whose operators all have definitions."""
     program = lower(model)

@@ -237,7 +237,9 @@ class Printer:
                 return Text(self._element(e.source, e.index))
             case Guard():
                 index, extent = self.text(e.index), self.text(e.extent)
-                return Text(f"{self.c.use('checked', I64)}({index.text}, {extent.text}, {self._site(e.site)}, error)")
+                return Text(
+                    f"{self.c.use('checked', I64)}({index.text}, {extent.text}, {self._site(e.site)}, error)"
+                )
             case Apply():
                 return self._apply(e)
         raise TypeError(f"{type(e).__name__} has no Python form here: {e}")
@@ -262,7 +264,11 @@ class Printer:
         if self.c.holes is not None:
             if e.dtype is I64 and e.value > self.c.literals:
                 return Text(self.c.holes.mark(e))
-            if e.dtype in (F32, F64) and e.value not in (0.0, 1.0, -1.0, 2.0, 0.5) and abs(float(e.value)) < 1e30:
+            if (
+                e.dtype in (F32, F64)
+                and e.value not in (0.0, 1.0, -1.0, 2.0, 0.5)
+                and abs(float(e.value)) < 1e30
+            ):
                 return Text(self.c.holes.mark(e))
         return scalars.literal(e.value, e.dtype)
 
@@ -307,7 +313,11 @@ class Printer:
             assert isinstance(b.args[1], Const)
             flipped = self.text(b.args[0])
             size = -b.args[1].value
-            term = flipped.at(SUM + 1) if size == 1 else f"{flipped.at(PRODUCT)} * {self._literal(const(size)).text}"
+            term = (
+                flipped.at(SUM + 1)
+                if size == 1
+                else f"{flipped.at(PRODUCT)} * {self._literal(const(size)).text}"
+            )
             return Text(f"{self.text(a).at(SUM)} - {term}", SUM)
         return Text(f"{self.text(a).at(SUM)} + {self.text(b).at(SUM + 1)}", SUM)
 
@@ -319,8 +329,15 @@ class Printer:
             k = 0
             while k < len(terms):
                 low, high = terms[k], terms[k + 1] if k + 1 < len(terms) else None
-                if _is_op(low, "le") and high is not None and _is_op(high, "lt") and low.children[1] is high.children[0]:
-                    texts.append(f"{self.text(low.children[0]).text} <= {self.text(low.children[1]).text} < {self._bound(high)}")
+                if (
+                    _is_op(low, "le")
+                    and high is not None
+                    and _is_op(high, "lt")
+                    and low.children[1] is high.children[0]
+                ):
+                    texts.append(
+                        f"{self.text(low.children[0]).text} <= {self.text(low.children[1]).text} < {self._bound(high)}"
+                    )
                     k += 2
                 else:
                     texts.append(self.text(low).at(scalars.NOT))
@@ -355,7 +372,11 @@ def _conjuncts(e: Expr) -> list[Expr]:
 
 def _on_host(e: Expr) -> bool:
     """Whether an expression is made of sizes alone."""
-    return bool(free(e)) and all(isinstance(x, Dim) for x in free(e)) and not any(isinstance(n, (Load, Guard)) for n in nodes(e))
+    return (
+        bool(free(e))
+        and all(isinstance(x, Dim) for x in free(e))
+        and not any(isinstance(n, (Load, Guard)) for n in nodes(e))
+    )
 
 
 _MACHINE = scalars.CAPABILITIES.computes
@@ -381,4 +402,14 @@ def python_type(t: DType) -> str:
     return scalars.numpy_name(t)
 
 
-__all__ = ["CONDITIONAL", "Context", "Holes", "Lines", "Names", "Printer", "legal", "needs_legalising", "python_type"]
+__all__ = [
+    "CONDITIONAL",
+    "Context",
+    "Holes",
+    "Lines",
+    "Names",
+    "Printer",
+    "legal",
+    "needs_legalising",
+    "python_type",
+]

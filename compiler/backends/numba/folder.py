@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from fusile import frontend
-from fusile.backends.framework import weights as weights_file
-from fusile.backends.framework.emit import MODEL_FILE, WEIGHTS_FILE, EmitReport
+from fusile.backends.framework import emit
+from fusile.backends.framework.emit import EmitReport
 from fusile.backends.numba.source import Target, print_module
 from fusile.graph.cleanup import clean_up
 from fusile.graph.tensors import Weight, weights
@@ -22,7 +21,11 @@ from fusile.passes.to_tensor import defined
 
 
 def write_folder(
-    model: ir.Model, folder: Path, options: Options, plan_of: Callable[[ir.Model, Options], Plan], target: Target
+    model: ir.Model,
+    folder: Path,
+    options: Options,
+    plan_of: Callable[[ir.Model, Options], Plan],
+    target: Target,
 ) -> EmitReport:
     """Write both files, or neither. The graph is canonical; it is changed in place.
 
@@ -32,38 +35,28 @@ def write_folder(
     clean_up(model)
     plan = plan_of(model, options)
     printed = print_module(plan, target, options, cache=True)
-    ast.parse(printed.text)
-    known = stored_weights(model, printed.raw)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / (MODEL_FILE + ".part")
-    try:
-        part.write_text(printed.text, encoding="utf-8")
-        weights_file.write(folder / WEIGHTS_FILE, model, known)
-        os.replace(part, folder / MODEL_FILE)
-    finally:
-        part.unlink(missing_ok=True)
-    lists: dict[str, list[tuple[str, tuple[int, ...]]]] = {"param": [], "buffer": [], "constant": []}
-    for own, weight in known.items():
-        held = model.graph.initializers[own].const_value
-        assert held is not None
-        shape = [int(n) for n in held.shape.numpy()]
-        lists[weight.role].append((weight.name, tuple(shape[a] for a in weight.perm) if weight.perm is not None else tuple(shape)))
-    files = (folder / MODEL_FILE, folder / WEIGHTS_FILE)
-    return EmitReport(files, *(tuple(lists[role]) for role in ("param", "buffer", "constant")))
+    return emit.write_folder(folder, printed.text, model, stored_weights(model, printed.raw))
 
 
-def stored_weights(model: ir.Model, raw: tuple[Tensor, ...]) -> dict[str, Weight]:
-    """The initialisers that the module loads, named as in the other weights files where those have them."""
+def stored_weights(model: ir.Model, raw: Mapping[str, Tensor]) -> dict[str, Weight]:
+    """The initialisers that the module loads, named as in the other weights files where those have them.
+
+    Constants that definitions made become initialisers of the graph.
+    """
     known = weights(model)
     out: dict[str, Weight] = {}
-    taken = {known[t.name].name for t in raw if t.name in known}
-    for t in raw:
-        if t.name in known:
-            out[t.name] = known[t.name]
+    taken = {known[name].name for name in raw if name in known}
+    for own, t in raw.items():
+        if own in known:
+            out[own] = known[own]
             continue
-        name = t.name
+        if own not in model.graph.initializers:
+            assert t.data is not None
+            held = ir.tensor(np.ascontiguousarray(t.data()), dtype=ir.DataType(t.dtype.code), name=own)
+            model.graph.initializers[own] = ir.Value(name=own, const_value=held)
+        name = own
         while name in taken:
             name += ".constant"
         taken.add(name)
-        out[t.name] = Weight(name, t.name, role="constant", storage=t.dtype.name if t.dtype.bits < 8 else None)
+        out[own] = Weight(name, own, role="constant", storage=t.dtype.name if t.dtype.bits < 8 else None)
     return out

@@ -42,6 +42,8 @@ class Gpu:
         if launch_of(p.kernel).form == "points":
             self._numbered(p, s, "point", "cuda.grid(1)", "cuda.gridsize(1)")
             return True
+        if s in launch_of(p.kernel).barriers:
+            p.lines.add("cuda.syncthreads()")
         if ix.number(s.axis.extent) == 1:
             p.lines.add("if cuda.threadIdx.x == 0:")
             p.nested(s.body)

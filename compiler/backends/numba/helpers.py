@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fusile.backends.numba import scalars
 from fusile.backends.numba.expressions import Context, Lines, Names, Printer
+from fusile.capabilities import Capabilities
 from fusile.ir.expr import Expr, cast, load
 from fusile.ir.loops import Buffer
 from fusile.ir.types import BY_NAME, F32, F64, I64, DType
@@ -39,7 +41,7 @@ def checked(index, extent, site, error):
 FLOAT_MOD = """
 @helper
 def float_mod(a, b):
-    r = fmod(a, b)
+    r = fmod{suffix}(a, b)
     return r + b if r != 0 and (r < 0) != (b < 0) else r
 """
 INTEGER: Mapping[str, str] = {
@@ -165,6 +167,8 @@ class Helpers:
 
     printed: frozenset[str]
     of_bits: bool = True
+    suffix: str = ""
+    """Behind the names of helpers that plain Python runs."""
     texts: dict[str, str] = field(default_factory=dict)
     imports: dict[str, None] = field(default_factory=dict)
 
@@ -178,7 +182,7 @@ class Helpers:
             return self._integer(op, t)
         if t.is_float and op == "mod":
             self._import("fmod", t)
-            return self._add("float_mod", FLOAT_MOD)
+            return self._add("float_mod", FLOAT_MOD.format(suffix=self.suffix))
         if t.is_float and op == "rem":
             return self._import("fmod", t)
         if "_to_" in op:
@@ -194,11 +198,14 @@ class Helpers:
     def _import(self, name: str, t: DType) -> str:
         own = f"{name}_f64" if t is F64 and (name in self.printed or name == "rint") else name
         self.imports[own] = None
-        return own
+        return own + self.suffix
 
     def _add(self, name: str, text: str) -> str:
-        self.texts.setdefault(name, text.strip("\n"))
-        return name
+        text = text.strip("\n")
+        if self.suffix:
+            text = re.sub(rf"\bdef {name}\(", f"def {name}{self.suffix}(", text.removeprefix("@helper\n"))
+        self.texts.setdefault(name, text)
+        return name + self.suffix
 
     def _integer(self, op: str, t: DType) -> str:
         table = UNSIGNED if t.kind == "u" else INTEGER
@@ -207,14 +214,18 @@ class Helpers:
 
     def _saturating(self, name: str) -> str:
         t = BY_NAME[name]
-        low, high = (-(1 << (t.bits - 1)), (1 << (t.bits - 1)) - 1) if t.kind == "i" else (0, (1 << t.bits) - 1)
-        text = SATURATING.format(t=name, low=repr(float(low)), high=repr(float(high)), lowest=low, highest=high)
+        low, high = (
+            (-(1 << (t.bits - 1)), (1 << (t.bits - 1)) - 1) if t.kind == "i" else (0, (1 << t.bits) - 1)
+        )
+        text = SATURATING.format(
+            t=name, low=repr(float(low)), high=repr(float(high)), lowest=low, highest=high
+        )
         return self._add(f"to_{name}", text)
 
     def _view(self, op: str, t: DType) -> str:
         if not self.of_bits:
             self.imports[op] = None
-            return op
+            return op + self.suffix
         if op.startswith("bits_"):
             to = BY_NAME[op.removeprefix("bits_")]
             source = {32: "float32", 64: "float64"}[to.bits]
@@ -227,19 +238,31 @@ class Helpers:
         """f16_to_f32 and the like, on words."""
         source, to = (BY_NAME[x] for x in op.split("_to_"))
         x = Buffer("x", source, (), "local")
-        bare = Legaliser(scalars.Capabilities(operations=scalars.CAPABILITIES.operations, saturating_casts=True))
-        return self._expression(op, [x], bare(cast(load(x, ()), to)), f"{to} out of {source}." if to is F32 else f"The word of {to}.")
+        bare = Legaliser(
+            Capabilities(operations=scalars.CAPABILITIES.operations, saturating_casts=True)
+        )
+        return self._expression(
+            op,
+            [x],
+            bare(cast(load(x, ()), to)),
+            f"{to} out of {source}." if to is F32 else f"The word of {to}.",
+        )
 
     def _function(self, op: str) -> str:
         x = Buffer("x", F32, (), "local")
         if op == "pow":
             y = Buffer("y", F32, (), "local")
-            return self._expression("power", [x, y], functions.power(load(x, ()), load(y, ()), False), "x to the power of y, in f32.")
+            return self._expression(
+                "power",
+                [x, y],
+                functions.power(load(x, ()), load(y, ()), False),
+                "x to the power of y, in f32.",
+            )
         return self._expression(op, [x], functions.UNARY[op](load(x, ()), False), f"{op} x in f32.")
 
     def _expression(self, name: str, params: list[Buffer], body: Expr, doc: str) -> str:
         if name in self.texts:
-            return name
+            return name + self.suffix
         lines = Lines(1)
         names = Names((*scalars.NUMPY_NAMES, "np", "math", name))
         heads = [names.name(p, p.name) for p in params]

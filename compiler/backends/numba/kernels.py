@@ -13,7 +13,20 @@ from fusile.backends.numba.expressions import LARGEST_LITERAL, Context, Holes, L
 from fusile.capabilities import FUNCTIONS
 from fusile.ir import index as ix
 from fusile.ir.expr import Apply, Axis, Const, Expr, Guard, Load, free, nodes
-from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Kind, Stmt, Store, accesses, stmt_exprs, walk, written
+from fusile.ir.loops import (
+    Alloc,
+    Buffer,
+    For,
+    If,
+    Kernel,
+    Kind,
+    Stmt,
+    Store,
+    accesses,
+    stmt_exprs,
+    walk,
+    written,
+)
 from fusile.ir.types import I64
 from fusile.passes.legalise import Legaliser
 
@@ -114,7 +127,15 @@ class KernelPrinter:
         self._shapes(sizes, bounds)
         prefix = {b: "cuda.blockIdx.x" for b in self.scratch}
         self.context = Context(
-            self.lines, self.names, surroundings.use, self.holes, surroundings.site, sizes, bounds, prefix, literals
+            self.lines,
+            self.names,
+            surroundings.use,
+            self.holes,
+            surroundings.site,
+            sizes,
+            bounds,
+            prefix,
+            literals,
         )
         self.legaliser = Legaliser(scalars.CAPABILITIES, kernel.origins[0] if kernel.origins else "")
         self.local_accesses = [x for x in self._accesses() if x[0].scope != "param"]
@@ -156,7 +177,9 @@ class KernelPrinter:
         text = "\n".join(self.lines.lines)
         order = [int(n) for n in re.findall(r"\x00(\d+)\x01", text)]
         text = re.sub(r"\x00\d+\x01", "\x00", text)
-        checks = any(isinstance(n, Guard) for s in walk(self.kernel.body) for e in stmt_exprs(s) for n in nodes(e))
+        checks = any(
+            isinstance(n, Guard) for s in walk(self.kernel.body) for e in stmt_exprs(s) for n in nodes(e)
+        )
         return Template(
             self.kernel.name, "; ".join(self.kernel.schedule), self.dialect.decorator(self.kernel), self.arrays, self.params, checks, text,
             tuple(self.holes.values[n] for n in order),
@@ -216,7 +239,11 @@ class KernelPrinter:
         loops = [s]
         while len(loops[-1].body) == 1:
             below = loops[-1].body[0]
-            if not isinstance(below, For) or below.kind is not s.kind or any(x.axis in free(below.axis.extent) for x in loops):
+            if (
+                not isinstance(below, For)
+                or below.kind is not s.kind
+                or any(x.axis in free(below.axis.extent) for x in loops)
+            ):
                 break
             loops.append(below)
         return loops, loops[-1].body
@@ -277,7 +304,11 @@ def atom(text: str) -> str:
 
 def _update(s: Store, value: Expr) -> tuple[str, Expr] | None:
     """The sign and the operand of `x = x + e`, in types that keep theirs."""
-    if not isinstance(value, Apply) or value.op not in ("add", "mul", "sub") or not (value.dtype.is_float or value.dtype is I64):
+    if (
+        not isinstance(value, Apply)
+        or value.op not in ("add", "mul", "sub")
+        or not (value.dtype.is_float or value.dtype is I64)
+    ):
         return None
     old, new = value.args
     if isinstance(old, Load) and old.source is s.buffer and old.index == s.index and value.dtype is not I64:
@@ -379,7 +410,11 @@ class Cpu:
     static_shapes: bool = False
 
     def decorator(self, kernel: Kernel) -> str:
-        return "parallel_kernel" if any(isinstance(s, For) and s.kind is Kind.PARALLEL for s in walk(kernel.body)) else "kernel"
+        return (
+            "parallel_kernel"
+            if any(isinstance(s, For) and s.kind is Kind.PARALLEL for s in walk(kernel.body))
+            else "kernel"
+        )
 
     def alloc(self, p: KernelPrinter, buffer: Buffer, shape: str, word: str) -> str:
         return f"np.empty({shape}, {word})"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fusile.backends.numba.scalars import word
-from fusile.errors import RunError
+from fusile.errors import RunError, UsageError
 from fusile.ir import index as ix
 from fusile.ir.expr import Const, Dim
 from fusile.ir.plan import Plan
@@ -30,9 +32,8 @@ def words_of(array: Array, t: Tensor) -> Array:
     return made if made.dtype == want else made.view(want)
 
 
-def raw_weights(tensors: Iterable[Tensor]) -> Callable[[str], Array]:
+def raw_weights(known: Mapping[str, Tensor]) -> Callable[[str], Array]:
     """Initialisers by name, read when they are asked for."""
-    known = {t.name: t for t in tensors}
 
     def raw(name: str) -> Array:
         t = known[name]
@@ -45,7 +46,14 @@ def raw_weights(tensors: Iterable[Tensor]) -> Callable[[str], Array]:
 class NumbaModule(Module):
     """A model whose kernels Numba compiles when they are first called."""
 
-    def __init__(self, plan: Plan, text: str, raw: Sequence[Tensor], info: ModelInfo, arguments: tuple[Any, ...] = ()) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        text: str,
+        raw: Mapping[str, Tensor],
+        info: ModelInfo,
+        arguments: tuple[Any, ...] = (),
+    ) -> None:
         namespace: dict[str, Any] = {"__name__": "fusile_numba_model"}
         exec(compile(text, "<fusile: kernels for Numba>", "exec"), namespace)
         self.source = text
@@ -58,11 +66,26 @@ class NumbaModule(Module):
         self._model = namespace["Model"](raw_weights(raw), *arguments)
 
     def run(self, feeds: Sequence[Value]) -> list[Value]:
-        """The outputs, in graph order, for the inputs in graph order. Raises FeedError for feeds that do not fit, RunError for what the data does."""
+        """The outputs, in graph order, for the inputs in graph order.
+
+        Raises FeedError for feeds that do not fit, RunError where the data makes a node fail.
+        """
         arrays = [words_of(a, t) for a, t in zip(self.signature.check(feeds), self._inputs, strict=True)]
         try:
             answers = self._model.run(arrays)
         except self._error as e:
             node = getattr(e, "node", "")
-            raise RunError("The run failed", node=node or None, why=str(getattr(e, "why", e)), todo="Look at the values fed to the model") from None
+            raise RunError(
+                "The run failed",
+                node=node or None,
+                why=str(getattr(e, "why", e)),
+                todo="Look at the values fed to the model",
+            ) from None
         return [np.asarray(a).view(d) for a, d in zip(answers, self._dtypes, strict=True)]
+
+    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Refuses with a UsageError: this module's file form is its source."""
+        raise UsageError(
+            "A module for Numba has no library file",
+            todo="Write its source with fusile.emit(model, to=..., out=...)",
+        )

@@ -10,7 +10,7 @@ from fusile.backends.numba.expressions import Context, Lines, Names, Printer
 from fusile.backends.numba.kernels import Use
 from fusile.escape import comment_text, python_string
 from fusile.ir import index as ix
-from fusile.ir.expr import Const, Dim, Expr, Load, free, load, substitute
+from fusile.ir.expr import Const, Dim, Expr, Load, load, substitute
 from fusile.ir.loops import Buffer, Kernel
 from fusile.ir.plan import Call, Check, Define, Plan, PrepareStep, Variant
 from fusile.ir.tensor import Tensor
@@ -28,6 +28,8 @@ class Words:
     """An array in the arena: format with `shape`, `dtype` and `start`."""
     empty: str
     """An array of its own: format with `shape` and `dtype`."""
+    copy: str
+    """A copy of an array: format with `array`."""
 
 
 class Sites:
@@ -43,10 +45,13 @@ class Sites:
 class PlanPrinter:
     """Prints the functions of a plan."""
 
-    def __init__(self, plan: Plan, uses: Mapping[Kernel, Use], words: Words, use: scalars.Use, taken: Iterable[str]) -> None:
+    def __init__(
+        self, plan: Plan, uses: Mapping[Kernel, Use], words: Words, use: scalars.Use, taken: Iterable[str]
+    ) -> None:
         self.plan, self.uses, self.words, self.use = plan, uses, words, use
         self.taken = tuple(taken)
         self.weights = Names(("np",))
+        self.raw = raw_names(plan)
 
     # ---- the run -------------------------------------------------------------------------------------------------------------------
 
@@ -71,7 +76,9 @@ class PlanPrinter:
                     self._define(s)
                 case Check():
                     condition = self._text(s.condition)
-                    self._add(f"require({condition}, ", [python_string(s.origin), python_string(s.reason)], ")")
+                    self._add(
+                        f"require({condition}, ", [python_string(s.origin), python_string(s.reason)], ")"
+                    )
                 case Call():
                     self._call(s)
         results = [self._result(k, t) for k, t in enumerate(plan.outputs)]
@@ -79,7 +86,13 @@ class PlanPrinter:
         head = [f"def run(w, memory{''.join(f', {a}' for a in arguments)}):"]
         if len(head[0]) > WIDTH:
             head = ["def run(", "    w,", "    memory,", *(f"    {a}," for a in arguments), "):"]
-        return "\n".join([*head, '    """The outputs, in graph order. `memory` gives the bytes that intermediate tensors share."""', *self.lines.lines])
+        return "\n".join(
+            [
+                *head,
+                '    """The outputs, in graph order. `memory` gives the bytes that intermediate tensors share."""',
+                *self.lines.lines,
+            ]
+        )
 
     def _sizes(self) -> None:
         """Symbols of the inputs' shapes, and what must hold between them."""
@@ -94,7 +107,9 @@ class PlanPrinter:
                 if not isinstance(e, (Dim, Const)):
                     wanted = self._text(e)
                     what = f"dimension {d} of input {t.name} is to be {e!r}"
-                    self._add(f"require({self.arrays[t]}.shape[{d}] == {wanted}, ", ['""', python_string(what)], ")")
+                    self._add(
+                        f"require({self.arrays[t]}.shape[{d}] == {wanted}, ", ['""', python_string(what)], ")"
+                    )
 
     def size(self, e: Expr) -> str:
         return self._text(e)
@@ -113,7 +128,9 @@ class PlanPrinter:
 
     def _define(self, s: Define) -> None:
         value = self._text(s.value)
-        self._add(f"{self.names.name(s.dim, s.dim.name)} = known_size({value}, ", [python_string(s.origin)], ")")
+        self._add(
+            f"{self.names.name(s.dim, s.dim.name)} = known_size({value}, ", [python_string(s.origin)], ")"
+        )
 
     def _call(self, s: Call) -> None:
         for t in s.fresh:
@@ -153,7 +170,9 @@ class PlanPrinter:
             shape = [self._text(n) for n in b.shape]
             count = kernel.notes["blocks"]
             assert isinstance(count, Expr)
-            text = self.words.empty.format(shape=tuple_text([self._text(count), *shape]), dtype=scalars.numpy_name(b.dtype))
+            text = self.words.empty.format(
+                shape=tuple_text([self._text(count), *shape]), dtype=scalars.numpy_name(b.dtype)
+            )
             out.append(text)
         return out
 
@@ -180,7 +199,11 @@ class PlanPrinter:
             text = self._output(place.number, t, shape, word)
         else:
             home = next((x for x in self.arrays if self.plan.places.get(x) is place), None)
-            text = f"{self.arrays[home]}.reshape({shape})" if home is not None else self.words.empty.format(shape=shape, dtype=word)
+            text = (
+                f"{self.arrays[home]}.reshape({shape})"
+                if home is not None
+                else self.words.empty.format(shape=shape, dtype=word)
+            )
         self._add(f"{name} = {text}", [], "")
         self.arrays[t] = name
         return name
@@ -201,9 +224,9 @@ class PlanPrinter:
         place = self.plan.places[t]
         if t in self.plan.inputs or t.data is not None:
             source = self.arrays[t] if t in self.plan.inputs else self._array(t)
-            return f"{source}.copy()"
+            return self.words.copy.format(array=source)
         if place.kind == "output" and place.number != number:
-            return f"{self._array(t)}.copy()"
+            return self.words.copy.format(array=self._array(t))
         return self._array(t)
 
     # ---- weights ---------------------------------------------------------------------------------------------------------------------
@@ -221,7 +244,7 @@ class PlanPrinter:
 
     def _step(self, step: PrepareStep) -> None:
         for t in step.copies:
-            self.lines.add(f"w.{self.weights.name(t, t.name)} = raw({python_string(t.name)})")
+            self.lines.add(f"w.{self.weights.name(t, t.name)} = raw({python_string(self.raw[t])})")
         here: dict[Tensor, str] = {}
         for call in step.calls:
             v = call.variants[0]
@@ -235,12 +258,16 @@ class PlanPrinter:
 
     def _raw_or_made(self, t: Tensor, here: dict[Tensor, str]) -> str:
         if t.data is not None:
-            return f"raw({python_string(t.name)})"
+            return f"raw({python_string(self.raw[t])})"
         if t not in here:
             packed = self.plan.places[t].kind == "weights"
             here[t] = f"w.{self.weights.name(t, t.name)}" if packed else self.names.name(t, t.name)
             shape = tuple_text([self._text(n) for n in t.shape])
-            self._add(f"{here[t]} = {self.words.empty.format(shape=shape, dtype=scalars.numpy_name(t.dtype))}", [], "")
+            self._add(
+                f"{here[t]} = {self.words.empty.format(shape=shape, dtype=scalars.numpy_name(t.dtype))}",
+                [],
+                "",
+            )
         return here[t]
 
     # ---- text ----------------------------------------------------------------------------------------------------------------------------
@@ -265,17 +292,25 @@ class PlanPrinter:
         self.lines.add(after)
 
 
+def raw_names(plan: Plan) -> dict[Tensor, str]:
+    """Names for the tensors that `prepare` starts from, each its own: constants that definitions make may share one."""
+    out: dict[Tensor, str] = {}
+    taken: set[str] = set()
+    for step in plan.prepare:
+        for t in (*step.copies, *step.raw):
+            if t in out:
+                continue
+            name, n = t.name, 1
+            while name in taken:
+                n += 1
+                name = f"{t.name}~{n}"
+            taken.add(name)
+            out[t] = name
+    return out
+
+
 def tuple_text(parts: Sequence[str]) -> str:
     return f"({parts[0]},)" if len(parts) == 1 else f"({', '.join(parts)})"
 
 
-def input_rows(plan: Plan) -> list[tuple[str, str, tuple[int | str | None, ...]]]:
-    """(name, numpy type, dimensions) of every input; sizes that follow from others are None."""
-    rows = []
-    for t in plan.inputs:
-        dims = tuple(int(e.value) if isinstance(e, Const) else e.name if isinstance(e, Dim) else None for e in t.shape)
-        rows.append((t.name, t.dtype.name, dims))
-    return rows
-
-
-__all__ = ["PlanPrinter", "Sites", "Words", "free", "input_rows", "tuple_text"]
+__all__ = ["PlanPrinter", "Sites", "Words", "raw_names", "tuple_text"]

@@ -12,7 +12,23 @@ from dataclasses import dataclass
 
 from fusile.capabilities import FUNCTIONS, SIMPLE, Capabilities, casts_between
 from fusile.ir.expr import Number
-from fusile.ir.types import BF16, BOOL, F4E2M1, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, F16, F32, F64, I8, I64, DType, storage_of
+from fusile.ir.types import (
+    BF16,
+    BOOL,
+    F4E2M1,
+    F8E4M3FN,
+    F8E4M3FNUZ,
+    F8E5M2,
+    F8E5M2FNUZ,
+    F8E8M0,
+    F16,
+    F32,
+    F64,
+    I8,
+    I64,
+    DType,
+    storage_of,
+)
 
 CONDITIONAL, OR, AND, NOT, COMPARE, BITOR, BITXOR, BITAND, SHIFT, SUM, PRODUCT, SIGN, ATOM = range(13)
 """Precedences of Python's operators, loosest first."""
@@ -74,7 +90,9 @@ def literal(value: Number, t: DType) -> Text:
         return Text(repr(x), SIGN if x < 0 or repr(x).startswith("-") else ATOM)
     import numpy as np
 
-    return Text(f"f32({np.format_float_positional(np.float32(x), unique=True, trim='0') if 1e-4 <= abs(x) < 1e16 else str(np.float32(x))})")
+    return Text(
+        f"f32({np.format_float_positional(np.float32(x), unique=True, trim='0') if 1e-4 <= abs(x) < 1e16 else str(np.float32(x))})"
+    )
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------------------
@@ -109,7 +127,11 @@ def operation(op: str, t: DType, result: DType, args: list[Text], divisor: Numbe
         product = _typed(t, _infix("mul", args[:2]))
         return _typed(t, _infix("add", [product, args[2]]))
     if op == "neg":
-        return _typed(t, Text(f"-{args[0].at(SIGN)}", SIGN)) if t.kind != "u" else _typed(t, _infix("sub", [Text("0"), args[0]]))
+        return (
+            _typed(t, Text(f"-{args[0].at(SIGN)}", SIGN))
+            if t.kind != "u"
+            else _typed(t, _infix("sub", [Text("0"), args[0]]))
+        )
     if op == "abs":
         return args[0] if t.kind == "u" else _typed(t, Text(f"abs({args[0].text})"))
     if op in ("min", "max") and t is I64:

@@ -12,7 +12,8 @@ import jinja2
 
 from fusile.backends.numba.helpers import Helpers
 from fusile.backends.numba.kernels import RESERVED, Dialect, Function, Library, Surroundings, Use
-from fusile.backends.numba.plan import PlanPrinter, Sites, Words
+from fusile.backends.numba.plan import PlanPrinter, Sites, Words, tuple_text
+from fusile.capabilities import FUNCTIONS
 from fusile.escape import comment_text, python_string
 from fusile.ir.expr import Const, Dim
 from fusile.ir.loops import Kernel
@@ -41,6 +42,8 @@ class Target:
     of_bits: bool
     imports: Callable[[Sequence[str]], list[str]]
     """Lines that bring the functions of these names."""
+    host: str = ""
+    """Behind the names of helpers of the host program, where it cannot call those of kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class Module:
     helpers: tuple[str, ...]
     imports: tuple[str, ...]
     uses: Mapping[Kernel, Use]
-    raw: tuple[Tensor, ...]
+    raw: Mapping[str, Tensor]
     types: tuple[str, ...]
 
 
@@ -60,7 +63,8 @@ def print_module(plan: Plan, target: Target, options: Options, cache: bool) -> M
     """The source of a plan for a target."""
     helpers = Helpers(target.printed, target.of_bits)
     sites = Sites()
-    surroundings = Surroundings(helpers.use, sites, lambda t: t in plan.places and plan.places[t].kind == "weights")
+    weights = {t for t, place in plan.places.items() if place.kind == "weights"}
+    surroundings = Surroundings(helpers.use, sites, lambda t: t in weights)
     library = Library(target.dialect, surroundings)
     for k in plan.kernels():
         library.add(k)
@@ -68,18 +72,23 @@ def print_module(plan: Plan, target: Target, options: Options, cache: bool) -> M
         library.add(k, literals=1)
     functions, uses = library.functions((*FRAME, *RESERVED))
     taken = (*FRAME, *RESERVED, *helpers.texts, *(f.name for f in functions))
-    printer = PlanPrinter(plan, uses, target.words, helpers.use, taken)
+    outside = Helpers(FUNCTIONS, suffix=target.host) if target.host else helpers
+    printer = PlanPrinter(plan, uses, target.words, outside.use, taken)
     run = printer.run()
     prepare = printer.prepare()
-    raw = tuple(dict.fromkeys(t for s in plan.prepare for t in (*s.raw, *s.copies)))
+    raw = {name: t for t, name in printer.raw.items()}
     texts = [*helpers.texts.values(), *(f.text.rstrip("\n") for f in functions)]
+    imports = target.imports(sorted(helpers.imports))
+    if target.host:
+        texts += outside.texts.values()
+        imports += host_imports(sorted(outside.imports), target.host)
     everything = "\n".join([*texts, run, prepare])
     values = {
         **_header(plan, options),
         "cache": cache,
         "parallel": "@parallel_kernel" in everything,
         "helpers": bool(helpers.texts),
-        "import_lines": target.imports(sorted(helpers.imports)),
+        "import_lines": imports,
         "type_lines": type_lines(everything),
         "sites": [python_string(s) for s in sites.numbers] if len(sites.numbers) > 1 else [],
         "functions": texts,
@@ -90,8 +99,23 @@ def print_module(plan: Plan, target: Target, options: Options, cache: bool) -> M
     }
     text = environment(target.name).get_template("model.py.j2").render(values)
     return Module(
-        text, tuple(functions), tuple(helpers.texts.values()), tuple(sorted(helpers.imports)), uses, raw, tuple(type_lines(everything))
+        text,
+        tuple(functions),
+        tuple(helpers.texts.values()),
+        tuple(sorted(helpers.imports)),
+        uses,
+        raw,
+        tuple(type_lines(everything)),
     )
+
+
+def host_imports(names: Sequence[str], suffix: str) -> list[str]:
+    """Functions of the host program, from numpy, whose numbers keep their types."""
+    own = {n: n.removesuffix("_f64") for n in names}
+    other = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "pow": "power"}
+    plain = [f"{other.get(own[n], own[n])} as {n}{suffix}" for n in names if own[n] != "erf"]
+    out = [f"from math import erf as {n}{suffix}" for n in names if own[n] == "erf"]
+    return [*out, f"from numpy import {', '.join(plain)}"] if plain else out
 
 
 def environment(folder: str) -> jinja2.Environment:
@@ -105,7 +129,11 @@ def type_lines(text: str) -> list[str]:
     """Short names of the number types that a text uses."""
     from fusile.backends.numba.scalars import NUMPY_NAMES
 
-    return [f"{short} = {name}" for short, name in NUMPY_NAMES.items() if short != "bool" and re.search(rf"(?<![\w.]){short}\(", text)]
+    return [
+        f"{short} = {name}"
+        for short, name in NUMPY_NAMES.items()
+        if short != "bool" and re.search(rf"(?<![\w.]){short}\(", text)
+    ]
 
 
 # ---- the header ------------------------------------------------------------------------------------------------------------------
@@ -160,16 +188,29 @@ def _dtype(t: DType) -> str:
     d = numpy_dtype(t)
     if t.name == "bool":
         return "np.bool_"
-    return f"np.{d.name}" if d.kind in "iufc" and not d.name.startswith(("int4", "int2", "uint4", "uint2")) else f"ml_dtypes.{d.name}"
+    return (
+        f"np.{d.name}"
+        if d.kind in "iufc" and not d.name.startswith(("int4", "int2", "uint4", "uint2"))
+        else f"ml_dtypes.{d.name}"
+    )
 
 
 def _sizes(t: Tensor) -> str:
-    parts = [str(e.value) if isinstance(e, Const) else python_string(e.name) if isinstance(e, Dim) else "None" for e in t.shape]
+    parts = [
+        str(e.value) if isinstance(e, Const) else python_string(e.name) if isinstance(e, Dim) else "None"
+        for e in t.shape
+    ]
     return f"({parts[0]},)" if len(parts) == 1 else f"({', '.join(parts)})"
 
 
-def _weights_reader(raw: Sequence[Tensor]) -> str:
-    rows = [f"    {python_string(t.name)}: ({', '.join(map(repr, t.shape))}{',' if len(t.shape) == 1 else ''})," for t in raw]
+def _weights_reader(raw: Mapping[str, Tensor]) -> str:
+    rows = [
+        f"    {python_string(name)}: {tuple_text([repr(n) for n in t.shape])}," for name, t in raw.items()
+    ]
     table = "\n".join(["SHAPES = {", *rows, "}"]) if rows else "SHAPES = {}"
-    reader = environment("numba").get_template("weights.py.j2").render(packed=any(t.dtype.bits < 8 and t.dtype.kind != "b" for t in raw))
+    reader = (
+        environment("numba")
+        .get_template("weights.py.j2")
+        .render(packed=any(t.dtype.bits < 8 and t.dtype.kind != "b" for t in raw.values()))
+    )
     return f"{table}\n\n\n{reader.rstrip()}"

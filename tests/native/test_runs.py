@@ -1,0 +1,228 @@
+"""Running modules in process: the same bits always, from any number of threads; errors that name the node."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import native_models as models
+import numpy as np
+import onnx
+import pytest
+from native_models import Array, Reference, assert_close, noise
+from onnx import TensorProto, helper
+
+import fusile
+from fusile.backends.native.module import NativeModule, run_error
+from fusile.errors import RunError
+from fusile.runtime import abi
+from fusile.runtime.module import FeedError
+
+CASES: dict[str, tuple[bytes, dict[str, Array]]] = {
+    "conv_net": (models.conv_net(), {"x": noise(1, 5, 3, 13, 17)}),
+    "lstm": (models.lstm(), {"x": noise(2, 9, 4, 5)}),
+    "nonzero": (models.nonzero(), {"x": noise(3, 90, 7)}),
+    "matmuls": (models.matmuls(), {"x": noise(4, 130, 96)}),
+}
+
+
+def compiled(model: Any, **options: Any) -> NativeModule:
+    module = fusile.compile(model, **options)
+    assert isinstance(module, NativeModule)
+    return module
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_any_number_of_threads_gives_the_same_bits(name: str, level: int, reference: Reference) -> None:
+    model, feeds = CASES[name]
+    answers = [compiled(model, threads=threads, opt_level=level)(**feeds) for threads in (1, 2, 3)]
+    assert_close(answers[0], reference(model, feeds))
+    for other in answers[1:]:
+        for mine, theirs in zip(answers[0], other, strict=True):
+            assert mine.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_callers_at_the_same_time_get_the_same_bits(name: str, threads: int) -> None:
+    """Six callers on sizes of their own, again and again."""
+    model, feeds = CASES[name]
+    module = compiled(model, threads=threads)
+    axis = 1 if name == "lstm" else 0
+    cuts = [{key: value.take(range(1 + n), axis) for key, value in feeds.items()} for n in range(3)]
+    wanted = [[array.tobytes() for array in module(**cut)] for cut in cuts]
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for turn in range(25):
+            cut = (number + turn) % len(cuts)
+            if [array.tobytes() for array in module(**cuts[cut])] != wanted[cut]:
+                wrong.append(number)
+
+    callers = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+def test_answers_are_fresh_and_inputs_stay() -> None:
+    model, feeds = CASES["matmuls"]
+    module = compiled(model, threads=1)
+    x = feeds["x"].copy()
+    first = module(x)
+    kept = [array.copy() for array in first]
+    module(x + 1)
+    for array, copy in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(array, copy)
+        assert array.flags.owndata
+        assert array.flags.writeable
+    np.testing.assert_array_equal(x, feeds["x"])
+
+
+def test_sizes_may_change_from_call_to_call(reference: Reference) -> None:
+    model, feeds = CASES["nonzero"]
+    module = compiled(model, threads=1)
+    for rows in (90, 1, 0, 33, 90):
+        cut = {"x": feeds["x"][:rows]}
+        assert_close(module(**cut), reference(model, cut))
+
+
+def test_read_only_unaligned_and_empty_inputs() -> None:
+    module = compiled(models.gather(), threads=1)
+    index = np.array([3, 10], np.int64)
+    wanted = module(index)[0]
+    index.flags.writeable = False
+    np.testing.assert_array_equal(module(index)[0], wanted)
+    raw = np.zeros(17, np.uint8)
+    unaligned = raw[1:].view(np.int64)
+    unaligned[:] = index
+    np.testing.assert_array_equal(module(unaligned)[0], wanted)
+    assert module(np.zeros(0, np.int64))[0].shape == (0, 6)
+
+
+def test_an_error_names_the_node_and_leaves_the_module_usable() -> None:
+    module = compiled(models.gather(), threads=1)
+    with pytest.raises(
+        RunError, match=r"out of range \(node 'look up'\): it is 11, and the extent 11"
+    ) as raised:
+        module(np.array([0, 11]))
+    assert raised.value.node == "look up"
+    assert module(np.array([0]))[0].shape == (1, 6)
+
+
+def test_sizes_that_contradict_each_other_are_said() -> None:
+    model = models.make(
+        [helper.make_node("Add", ["a", "b"], ["c"], name="add")],
+        {"a": (TensorProto.FLOAT, [None]), "b": (TensorProto.FLOAT, [None])},
+        {"c": (TensorProto.FLOAT, [None])},
+        {},
+    )
+    module = compiled(model)
+    assert [port.shape for port in (*module.inputs, *module.outputs)] == [(None,)] * 3
+    np.testing.assert_array_equal(module(noise(1, 4), noise(2, 4))[0], noise(1, 4) + noise(2, 4))
+    with pytest.raises(RunError, match="Sizes do not fit together"):
+        module(noise(1, 4), noise(2, 3))
+
+
+def test_symbols_are_checked_before_the_run() -> None:
+    with pytest.raises(FeedError, match="wrong shape"):
+        compiled(models.conv_net())(np.zeros((1, 4, 13, 17), np.float32))
+
+
+@pytest.mark.parametrize("code", list(abi.Status)[1:])
+def test_every_status_is_a_sentence(code: abi.Status) -> None:
+    error = run_error(int(code), "the node", 5, 7, ["x"])
+    assert error.node == "the node"
+    assert "(node 'the node')" in str(error)
+    assert str(run_error(1, "", 0, 2, ["x"])) == (
+        "Sizes do not fit together: dimension 2 of input 'x' contradicts the others. "
+        "Look at the shapes fed to the model."
+    )
+
+
+def test_denormals_are_flushed_or_kept_and_the_callers_state_stays() -> None:
+    model = models.make(
+        [helper.make_node("Mul", ["x", "w"], ["y"], name="mul")],
+        {"x": (TensorProto.FLOAT, [16])},
+        {"y": (TensorProto.FLOAT, [16])},
+        {"w": np.full(16, 0.5, np.float32)},
+    )
+    tiny = np.full(16, 1e-38, np.float32)
+    assert not compiled(model)(tiny)[0].any()
+    assert compiled(model, denormals="keep")(tiny)[0].all()
+    assert (tiny * np.float32(0.5)).all()
+
+
+def test_modules_go_when_nobody_holds_them() -> None:
+    module = compiled(models.matmuls(), threads=2)
+    module(noise(1, 3, 96))
+    instance, context = weakref.ref(module._instance), weakref.ref(module._idle[0]._context)
+    del module
+    gc.collect()
+    assert instance() is None
+    assert context() is None
+
+
+def test_idle_contexts_are_no_more_than_processors() -> None:
+    module = compiled(models.matmuls(), threads=1)
+    barrier = threading.Barrier(12)
+
+    def work() -> None:
+        barrier.wait()
+        for _ in range(5):
+            module(noise(1, 40, 96))
+
+    callers = [threading.Thread(target=work) for _ in range(12)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert 1 <= len(module._idle) <= len(os.sched_getaffinity(0))
+
+
+def test_a_forked_child_runs_too() -> None:
+    module = compiled(models.matmuls(), threads=2)
+    x = noise(1, 64, 96)
+    wanted = module(x)[0].tobytes()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if module(x)[0].tobytes() == wanted else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert module(x)[0].tobytes() == wanted
+
+
+def test_sessions_share_one_pool() -> None:
+    before = len(os.listdir("/proc/self/task"))
+    modules = [compiled(models.matmuls(seed), threads=3) for seed in range(0, 40, 10)]
+    for module in modules:
+        module(noise(1, 400, 96))
+    assert len(os.listdir("/proc/self/task")) - before <= 2 + 1  # two helpers, and a clock of the compiler's
+
+
+def test_ports_and_what_the_model_says_of_itself() -> None:
+    model = onnx.load_model_from_string(models.conv_net())
+    model.producer_name, model.model_version = "somebody", 3
+    model.graph.input[0].type.tensor_type.shape.dim[2].Clear()
+    module = compiled(model)
+    assert module.inputs[0].shape == ("batch", 3, None, 17)
+    assert (module.info.producer_name, module.info.version, module.info.graph_name) == ("somebody", 3, "made")
+
+
+def test_a_program_without_the_cache_leaves_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: Reference
+) -> None:
+    monkeypatch.setenv("FUSILE_CACHE", "0")
+    model, feeds = CASES["conv_net"]
+    module = compiled(model, threads=2)
+    assert_close(module(**feeds), reference(model, feeds))
+    files = module.save(tmp_path / "model.so", embed=False)
+    assert [file.name for file in files] == ["model.so", "model.h", "model.py", "model.weights"]
+    loaded = fusile.load(tmp_path / "model.so")
+    assert_close(loaded(**feeds), module(**feeds), 0)
