@@ -115,8 +115,9 @@ class _Grouper:
         mapping, lost, why = self._align(group, stage)
         if why:
             return why
-        if lost:
-            why = self._shrinkable(group, stage, lost)
+        wide = {q for q in lost if ix.number(group.domain[group.stages[0]][q].extent) != 1}
+        if wide:
+            why = self._shrinkable(group, stage, wide)
             if why:
                 return why
         if group.heavy and _crossed(group, stage, mapping):

@@ -129,7 +129,7 @@ def _rows(kernel: Kernel, axes: list[Axis], inside: Body) -> Kernel:
     count = ix.product(a.extent for a in axes)
     allocs, rest = _split_allocs(raise_allocs(inside))
     shared, scratch = _placed(allocs)
-    body = (*(Alloc(b) for b in allocs), *wrap(axes, _together(rest), Kind.BLOCK))
+    body = wrap(axes, (*(Alloc(b) for b in allocs), *_together(rest)), Kind.BLOCK)
     most = SCRATCH_BLOCKS if scratch else MOST_BLOCKS
     blocks = apply("max", apply("min", count, const(most)), const(1))
     launch = Launch("rows", count, blocks, shared, scratch, _barriers(body))

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusile.backends.native import llvm
+from fusile.backends.native import alike, llvm
 from fusile.backends.native.llvm import FunctionPrinter, Instance, Part, Value
 from fusile.ir import index as ix
 from fusile.ir.expr import Dim, Expr, Load, apply, as_expr, const, free, load, substitute
@@ -40,19 +40,28 @@ class Kernels:
         self.target = target
         self.texts: dict[str, str] = {}
         self.printed: dict[Kernel, Printed] = {}
+        self.symbols: dict[alike.Key, str] = {}
 
     def add(self, kernel: Kernel) -> Printed:
         if kernel not in self.printed:
-            module = llvm.Module()
-            placeholder = "kernel_name"
-            parts = llvm.print_kernel(module, kernel, placeholder)
-            text = module.text()
-            symbol = f"k_{hashlib.sha256(text.encode()).hexdigest()[:20]}"
-            self.texts.setdefault(symbol, text.replace(placeholder, symbol))
-            own = tuple(Part(p.symbol.replace(placeholder, symbol), p.count, p.axes, p.body) for p in parts)
+            key = alike.key(kernel)
+            if key not in self.symbols:
+                self.symbols[key] = self._print(kernel)
+            symbol = self.symbols[key]
             _, scratch = llvm.scratch_layout(kernel.body)
+            own = tuple(llvm.parts(kernel, symbol))
             self.printed[kernel] = Printed(symbol, own, llvm.guard_sites(kernel), scratch)
         return self.printed[kernel]
+
+    def _print(self, kernel: Kernel) -> str:
+        """The symbol of a kernel that none before is like; it is made of the text."""
+        module = llvm.Module()
+        placeholder = "kernel_name"
+        llvm.print_kernel(module, kernel, placeholder)
+        text = module.text()
+        symbol = f"k_{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+        self.texts.setdefault(symbol, text.replace(placeholder, symbol))
+        return symbol
 
 
 def work(body: Sequence[Stmt]) -> Expr:

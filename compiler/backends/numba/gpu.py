@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fusile.backends.numba.kernels import KernelPrinter, atom
 from fusile.ir import index as ix
-from fusile.ir.loops import Buffer, For, Kernel, Kind, Store
+from fusile.ir.loops import Alloc, Buffer, For, Kernel, Kind
 from fusile.schedule.cuda import Launch
 
 
@@ -35,6 +35,8 @@ class Gpu:
 
     def loops(self, p: KernelPrinter, s: For) -> bool:
         if s.kind is Kind.BLOCK:
+            _, inside = p.collapsed(s)
+            p.body(x for x in inside if isinstance(x, Alloc))  # shared memory is there once, before the rows
             self._numbered(p, s, "row", "cuda.blockIdx.x", "cuda.gridDim.x")
             return True
         if s.kind is not Kind.THREAD:
@@ -61,7 +63,7 @@ class Gpu:
         p.lines.depth += 1
         if len(loops) > 1:
             p.digits(number, loops, extents)
-        p.body(inside)
+        p.body(x for x in inside if not (s.kind is Kind.BLOCK and isinstance(x, Alloc)))
         p.lines.depth -= 1
         for x in loops:
             p.names.release(x.axis)
