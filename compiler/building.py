@@ -70,8 +70,9 @@ def build(job: Job) -> Module:
         module = _uncached(job, loaded)
     else:
         module = _cached(job, loaded, shelf)
+    loaded.watch.release()
     del loaded
-    gc.collect()  # a graph holds its file's map in cycles, and the pages count as this process's memory
+    gc.collect()  # graphs are full of cycles
     return module
 
 

@@ -168,21 +168,30 @@ class Watch:
     """Notes which weights are read while a model is compiled, although the rule says that none is.
 
     Where `read` is not empty at the end, the code depends on them, and belongs to these weights alone.
+    `tensors` are the initialisers by name, numbers of any kind; they are readable until `release`.
     """
 
     def __init__(self, model: ir.Model) -> None:
         self.read: set[str] = set()
         self.tensors: dict[str, ir.TensorProtocol] = {}
+        self._held: dict[str, ir.TensorProtocol] = {}
         self._owners: dict[int, str] = {}
         self._on = True
         for name, value in model.graph.initializers.items():
             held = value.const_value
             if held is not None and held.dtype is not ir.DataType.STRING:
-                value.const_value = self._watched(name, held)
+                self._held[name] = held
+                value.const_value = self.tensors[name] = self._watched(name, held)
 
     def stop(self) -> None:
         """From here on weights are read to be packed."""
         self._on = False
+
+    def release(self) -> None:
+        """Let go of the data, and so of the files that they are in, whoever still holds a part of the
+        model.
+        """
+        self._held.clear()
 
     def name_of(self, data: object) -> str | None:
         """The initialiser whose `numpy` this is, or None."""
@@ -194,9 +203,8 @@ class Watch:
         def read() -> ir.TensorProtocol:
             if weight and self._on:
                 self.read.add(name)
-            return held
+            return self._held[name]
 
         made = ir.LazyTensor(read, held.dtype, ir.Shape(held.shape.numpy()), name=held.name)
-        self.tensors[name] = made
         self._owners[id(made)] = name
         return made

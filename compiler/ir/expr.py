@@ -307,7 +307,9 @@ def guard(index: Expr, extent: Expr | int, site: str) -> Expr:
     from fusile.ir import index as ix
 
     extent = as_expr(extent)
-    if ix.within(index, extent):
+    # Without an axis nothing says that the extent is not 0 when this runs.
+    inside_loop = any(isinstance(x, Axis) for x in free(index))
+    if ix.within(index, extent) and (inside_loop or (ix.above_zero(extent - index) and ix.above_zero(index + 1))):
         return index
     made: Expr = _intern(Guard, I64, (Guard, index, extent, site), index=index, extent=extent, site=site)
     return made

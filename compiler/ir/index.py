@@ -523,9 +523,9 @@ def positive(p: Mapping[Monomial, int]) -> bool:
     return nonnegative(add(p, {(): -1}))
 
 
-def _above_zero(p: Mapping[Monomial, int]) -> bool:
+def above_zero(p: Mapping[Monomial, int] | Expr) -> bool:
     """Whether p > 0 even where sizes are 0."""
-    low = extreme(p, False)
+    low = extreme(poly(p) if isinstance(p, Expr) else p, False)
     return low is not None and low.get((), 0) > 0 and all(c >= 0 for c in low.values())
 
 
@@ -541,7 +541,7 @@ def compare(op: str, a: Expr, b: Expr) -> bool | None:
     if op in ("eq", "ne"):
         if set(difference) <= {()}:
             return (difference.get((), 0) == 0) == (op == "eq")
-        if _above_zero(difference) or _above_zero(add({}, difference, -1)):
+        if above_zero(difference) or above_zero(add({}, difference, -1)):
             return op == "ne"
         if any(isinstance(x, Axis) for m in difference for x in m) and (
             positive(difference) or positive(add({}, difference, -1))

@@ -7,7 +7,7 @@ leaves a slower, correct kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from fusile.ir import index as ix
@@ -53,6 +53,11 @@ def schedule(kernel: Kernel, target: TargetSpec) -> Kernel:
         out = tuple(x for s in body if isinstance(s, For) for x in nest(s, m, steps))
     return kernel.with_body(simplify(out), "; ".join(dict.fromkeys(steps)))
 
+
+Position = Callable[[Expr], Expr]
+"""Where in an axis a place in the tile lies."""
+Columns = tuple[Position, int, Expr | None, Axis | None]
+"""One way to cover the lane axis: position, vectors side by side, limit of the mask, loop over tiles."""
 
 Variants = tuple[tuple[Expr | None, Kernel], ...]
 
@@ -188,7 +193,9 @@ def _collapsed(loop: For) -> For:
                 return _collapsed(_rebuilt(path, inner_loop))
             continue
         path.append(inner_loop.axis)
-        inner_loop = inner_loop.body[0]
+        below = inner_loop.body[0]
+        assert isinstance(below, For)
+        inner_loop = below
     return _rebuilt(path, inner_loop)
 
 
@@ -320,13 +327,12 @@ def _vectors(along: Axis, body: Body, m: Registers) -> int:
     """How many vectors of a tile lie side by side: the panel width where an operand is packed, else by the
     extent.
     """
-    widths = set()
+    widths: set[int] = set()
     for _, index, write in accesses(body):
-        for i in index:
-            for n in nodes(i):
-                if not write and isinstance(n, Apply) and n.op == "mod" and n.args[0] is along:
-                    widths.add(ix.number(n.args[1]))
-    packed = [w for w in widths if w is not None and w % m.lanes == 0]
+        for e in (e for i in index for e in nodes(i)):
+            if not write and isinstance(e, Apply) and e.op == "mod" and e.args[0] is along:
+                widths.add(ix.number(e.args[1]) or 0)
+    packed = [w for w in widths if w and w % m.lanes == 0]
     if packed:
         return min(packed) // m.lanes
     n = ix.number(along.extent)
@@ -356,7 +362,12 @@ def _accumulates(loop: For) -> bool:
     )
 
 
-def _columns(along: Axis, lanes: int, vectors: int):  # type: ignore[no-untyped-def]
+def _after(start: Expr) -> Position:
+    """Places of a tile that begins at `start`."""
+    return lambda at: start + at
+
+
+def _columns(along: Axis, lanes: int, vectors: int) -> Iterator[Columns]:
     """How the lane axis is covered: (position in the axis of a place in the tile, vectors, limit of the mask,
     loop over tiles).
     """
@@ -365,15 +376,15 @@ def _columns(along: Axis, lanes: int, vectors: int):  # type: ignore[no-untyped-
     whole, rest = n // step, n % step
     if ix.number(whole) != 0:
         panel = axis(f"{along.name}o", whole)
-        yield (lambda at, panel=panel: panel * step + at), vectors, None, panel
+        yield _after(panel * step), vectors, None, panel
     if ix.number(rest) == 0:
         return
     left = ix.number(rest)
     if left is not None:
-        yield (lambda at: whole * step + at), -(-left // lanes), (n if left % lanes else None), None
+        yield _after(whole * step), -(-left // lanes), (n if left % lanes else None), None
     else:
         panel = axis(f"{along.name}r", ix.ceil_div(rest, lanes))
-        yield (lambda at, panel=panel: whole * step + panel * lanes + at), 1, n, panel
+        yield _after(whole * step + panel * lanes), 1, n, panel
 
 
 def _row_axis(axes: Sequence[Axis], body: Body, along: Axis) -> Axis | None:
@@ -411,7 +422,7 @@ def _aliased(row: Axis, body: Body) -> bool:
     return False
 
 
-def _split_rows(loop: For, high: int, at, lanes: int, jam: int, limit: Expr | None) -> Body:  # type: ignore[no-untyped-def]
+def _split_rows(loop: For, high: int, at: Position, lanes: int, jam: int, limit: Expr | None) -> Body:
     """Rows in tiles of `high`; the rest in one smaller tile where it is a number, else in halves down to
     single rows.
     """
@@ -436,8 +447,16 @@ def _split_rows(loop: For, high: int, at, lanes: int, jam: int, limit: Expr | No
 
 
 def _row_tiles(
-    row: Axis, inside: For, start: Expr, count: Expr, high: int, at, lanes: int, jam: int, limit: Expr | None
-) -> Body:  # type: ignore[no-untyped-def]
+    row: Axis,
+    inside: For,
+    start: Expr,
+    count: Expr,
+    high: int,
+    at: Position,
+    lanes: int,
+    jam: int,
+    limit: Expr | None,
+) -> Body:
     ro, ri = axis(f"{row.name}o", count), axis(f"{row.name}i", high)
     body = place(inside.body, row, start + ro * high + ri)
     cells = tile(For(inside.axis, body), at, lanes, jam, limit)

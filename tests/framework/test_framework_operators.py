@@ -103,7 +103,7 @@ REDUCED = [
 
 MOVED = [
     case("Reshape", [X], {1: ints(0, -1)}),
-    case("Reshape_zero", [X], {1: ints(3, 0, -1)}),
+    case("Reshape_zero", [X], {1: ints(4, 0, -1)}),
     case("Flatten", [IMAGE], axis=2),
     case("Flatten_first", [IMAGE], axis=0),
     case("Transpose", [IMAGE], perm=[0, 2, 3, 1]),
