@@ -162,6 +162,13 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
     return made
 
 
+FRAMEWORKS: dict[str, str] = {
+    "torch": "fusile.backends.framework.torch",
+    "keras": "fusile.backends.framework.keras",
+}
+"""Targets that are source of a framework, and where their rows are."""
+
+
 def compile(source: Any, options: Options, progress: Progress) -> Module:
     """A module of the model: one that was compiled before where the cache has it, else a new one."""
     return artefacts.compile(source, options, progress)
@@ -213,16 +220,24 @@ def check(source: Any, options: Options) -> CheckReport:
     """What compiling a model would meet. Raises for a broken or unsafe model, never for operators without a
     form here.
     """
+    name, source = model_name(source), artefacts.plain(source)
+    program: Program | None = None
+    gaps: tuple[Gap, ...] = ()
     try:
-        loaded = read(artefacts.plain(source), options)
+        if options.target in FRAMEWORKS:
+            known = reports.framework_operators(FRAMEWORKS[options.target])
+            loaded = read(source, options, lambda domain, op: domain in ("", "fusile") and op in known)
+            gaps = reports.without_row(loaded, known, options.target)
+        else:
+            loaded = read(source, options)
     except UnsupportedError as error:
-        return reports.unread(model_name(source), options, error.gaps)
-    try:
-        program: Program | None = lower(loaded.model)
-        gaps: tuple[Gap, ...] = ()
-    except UnsupportedError as error:
-        program, gaps = None, error.gaps
-    return reports.check(model_name(source), options, loaded, program, gaps)
+        return reports.unread(name, options, error.gaps)
+    if options.target not in FRAMEWORKS:
+        try:
+            program = lower(loaded.model)
+        except UnsupportedError as error:
+            gaps = error.gaps
+    return reports.check(name, options, loaded, program, gaps)
 
 
 def explain(source: Any, options: Options) -> ExplainReport:

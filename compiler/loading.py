@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,9 @@ class Loaded:
         return lambda: np.ascontiguousarray(held.numpy(), dtype=dtype).tobytes()
 
 
-def read(source: Any, options: Options) -> Loaded:
-    """The canonical graph of a model, with the weights that options ask for, and with operators that have no
-    definition expanded into their function bodies. Raises as `frontend.load` does.
+def read(source: Any, options: Options, known: Callable[[str, str], bool] = defined) -> Loaded:
+    """The canonical graph of a model, with the weights that options ask for, and with operators that are not
+    `known` expanded into their function bodies. Raises as `frontend.load` does.
     """
     model = frontend.load(source, dims=dict(options.dims))
     reshaping = False
@@ -84,7 +84,7 @@ def read(source: Any, options: Options) -> Loaded:
         if value.shape is not None
     }
     watch = Watch(model)
-    frontend.expand(model, defined)
+    frontend.expand(model, known)
     clean_up(model)
     strict.check_graph("clean_up", model)
     return Loaded(model, watch, info, unnamed, declared, reshaping)
@@ -100,13 +100,13 @@ def structure_of(source: Any) -> Structure:
 
 def face_of(loaded: Loaded, interface: abi.PlanInterface) -> Face:
     """The ports as people see them: unnamed dimensions are None, and outputs keep the symbols that the file
-    gives to sizes which are worked out.
+    gives to their sizes.
     """
 
     def shown(port: abi.Port, declared: tuple[str | None, ...]) -> abi.Port:
         dims = [None if dim in loaded.unnamed else dim for dim in port.dims]
         if len(declared) == len(dims):
-            dims = [name if dim is None else dim for dim, name in zip(dims, declared)]
+            dims = [dim if isinstance(dim, int) else name or dim for dim, name in zip(dims, declared)]
         return replace(port, dims=tuple(dims))
 
     return Face(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -30,6 +31,29 @@ def unread(name: str, options: Options, gaps: Sequence[Gap]) -> CheckReport:
     counts = Counter((gap.op_type, gap.domain) for gap in gaps)
     uses = tuple(OperatorUse(op_type, domain, count, False) for (op_type, domain), count in counts.items())
     return CheckReport(name, options.target, (), (), uses, tuple(gaps))
+
+
+def framework_operators(backend: str) -> Mapping[str, object]:
+    """The rows of a framework backend, by operator."""
+    rows: Mapping[str, object] = importlib.import_module(backend).FRAMEWORK.rows
+    return rows
+
+
+def without_row(loaded: Loaded, rows: Mapping[str, object], target: str) -> tuple[Gap, ...]:
+    """The nodes for whose operators a framework has no row. What a row says of attributes shows when source
+    is written.
+    """
+    return tuple(
+        Gap(
+            node.op_type,
+            node.domain,
+            str(node.name or ""),
+            loaded.model.opset_imports.get(node.domain),
+            f"no row for this operator in the {target} backend",
+        )
+        for node in loaded.model.graph.all_nodes()
+        if node.domain not in ("", "fusile") or node.op_type not in rows
+    )
 
 
 def check(

@@ -309,7 +309,8 @@ def guard(index: Expr, extent: Expr | int, site: str) -> Expr:
     extent = as_expr(extent)
     # Without an axis nothing says that the extent is not 0 when this runs.
     inside_loop = any(isinstance(x, Axis) for x in free(index))
-    if ix.within(index, extent) and (inside_loop or (ix.above_zero(extent - index) and ix.above_zero(index + 1))):
+    apart = inside_loop or (ix.above_zero(extent - index) and ix.above_zero(index + 1))
+    if apart and ix.within(index, extent):
         return index
     made: Expr = _intern(Guard, I64, (Guard, index, extent, site), index=index, extent=extent, site=site)
     return made

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from fusile.ir import index as ix
-from fusile.ir.expr import Apply, Axis, Expr, Load, as_expr, axis, free, nodes
+from fusile.ir.expr import Apply, Axis, Expr, Load, as_expr, axis, free, nodes, substitute
 from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Kind, Stmt, Store, accesses, walk, written
 from fusile.ir.types import storage_bytes
 from fusile.schedule.rewrites import (
@@ -54,6 +54,9 @@ def schedule(kernel: Kernel, target: TargetSpec) -> Kernel:
     return kernel.with_body(simplify(out), "; ".join(dict.fromkeys(steps)))
 
 
+NOMINAL = 64
+"""What a symbolic size is taken to be where only its order of magnitude matters."""
+
 Position = Callable[[Expr], Expr]
 """Where in an axis a place in the tile lies."""
 Columns = tuple[Position, int, Expr | None, Axis | None]
@@ -79,6 +82,8 @@ def variants(kernel: Kernel, target: TargetSpec, aligned: Callable[[Buffer], boo
     known = ix.number(size)
     if known is not None:
         return ((None, flowing if known >= STREAM_BYTES else usual),)
+    if (ix.number(substitute(size, {d: as_expr(NOMINAL) for d in free(size)})) or 0) < STREAM_BYTES:
+        return ((None, usual),)
     return ((as_expr(STREAM_BYTES) <= size, flowing), (None, usual))
 
 
@@ -283,7 +288,7 @@ def _amount(body: Body) -> int:
     for s in body:
         match s:
             case For():
-                total += (ix.number(s.axis.extent) or 64) * _amount(s.body)
+                total += (ix.number(s.axis.extent) or NOMINAL) * _amount(s.body)
             case If():
                 total += _amount(s.body)
             case Store():

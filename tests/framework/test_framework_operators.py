@@ -56,7 +56,10 @@ UNARY = [
 
 BINARY = [
     *(case(op, [X, Y]) for op in "Add Sub Mul Div Max Min".split()),
-    *(case(op, [N, N.T.reshape(2, 3, 4)]) for op in "Add_int Sub_int Mul_int Div_int Mod_int Equal_int Less_int".split()),
+    *(
+        case(op, [N, N.T.reshape(2, 3, 4)])
+        for op in "Add_int Sub_int Mul_int Div_int Mod_int Equal_int Less_int".split()
+    ),
     *(case(op, [X, Y]) for op in "Equal Less LessOrEqual Greater GreaterOrEqual".split()),
     *(case(op, [B, ~B]) for op in "And Or Xor".split()),
     case("Not", [B]),
@@ -72,7 +75,9 @@ BINARY = [
     case("Sum", [X, Y, P]),
     case("Mean", [X, Y]),
     case("Where", [B, X, Y]),
-    case("Where_numbers", [B], {1: np.array(0, dtype=np.float32), 2: np.array(-3.4028235e38, dtype=np.float32)}),
+    case(
+        "Where_numbers", [B], {1: np.array(0, dtype=np.float32), 2: np.array(-3.4028235e38, dtype=np.float32)}
+    ),
     case("PRelu", [X], {1: D.positive(3, 1)}),
     case("Clip", [X], {1: np.array(-0.5, dtype=np.float32), 2: np.array(0.5, dtype=np.float32)}),
     case("Clip_six", [X * 9], {1: np.array(0, dtype=np.float32), 2: np.array(6, dtype=np.float32)}),
@@ -142,7 +147,9 @@ MOVED = [
     case("DepthToSpace", [D(1, 8, 2, 3)], blocksize=2),
     case("DepthToSpace_crd", [D(1, 8, 2, 3)], blocksize=2, mode="CRD"),
     case("SpaceToDepth", [D(1, 2, 4, 6)], blocksize=2),
-    case("OneHot", [D.integers(-3, 3, 2, 3)], {1: ints(4), 2: np.array([0.5, 2.0], dtype=np.float32)}, axis=1),
+    case(
+        "OneHot", [D.integers(-3, 3, 2, 3)], {1: ints(4), 2: np.array([0.5, 2.0], dtype=np.float32)}, axis=1
+    ),
     case("EyeLike", [D(3, 4)], k=1),
     case("NonZero", [B.astype(np.float32)]),
     case("Range", [np.array(1), np.array(9), np.array(2)]),
@@ -171,7 +178,12 @@ LAYERS = [
     case("ConvTranspose_same", [IMAGE], {1: D(4, 5, 3, 3)}, strides=[2, 2], auto_pad="SAME_UPPER"),
     case("ConvTranspose_1d", [SIGNAL], {1: D(4, 5, 4), 2: D(5)}, strides=[2]),
     case("BatchNormalization", [IMAGE], {1: D.positive(4), 2: D(4), 3: D(4), 4: D.positive(4)}),
-    case("BatchNormalization_flat", [D(5, 4)], {1: D.positive(4), 2: D(4), 3: D(4), 4: D.positive(4)}, epsilon=1e-3),
+    case(
+        "BatchNormalization_flat",
+        [D(5, 4)],
+        {1: D.positive(4), 2: D(4), 3: D(4), 4: D.positive(4)},
+        epsilon=1e-3,
+    ),
     case("LayerNormalization", [X], {1: D(4), 2: D(4)}),
     case("LayerNormalization_two", [X], {1: D(3, 4)}, axis=1, epsilon=1e-3),
     case("InstanceNormalization", [IMAGE], {1: D(4), 2: D(4)}),
@@ -206,11 +218,15 @@ RESIZED = [
     resized("sizes", sizes=[2, 4, 5, 13], nearest_mode="ceil"),
     resized("linear", [1, 1, 2, 2], mode="linear"),
     resized("linear_down", sizes=[2, 4, 4, 5], mode="linear"),
-    resized("linear_corners", sizes=[2, 4, 12, 10], mode="linear", coordinate_transformation_mode="align_corners"),
+    resized(
+        "linear_corners", sizes=[2, 4, 12, 10], mode="linear", coordinate_transformation_mode="align_corners"
+    ),
     resized("linear_asymmetric", [1, 1, 2, 1.5], mode="linear", coordinate_transformation_mode="asymmetric"),
     resized("cubic", [1, 1, 2, 2], mode="cubic"),
     resized("cubic_other", [1, 1, 1.5, 2], mode="cubic", cubic_coeff_a=-0.5, exclude_outside=1),
-    resized("pytorch", sizes=[2, 4, 3, 4], mode="linear", coordinate_transformation_mode="pytorch_half_pixel"),
+    resized(
+        "pytorch", sizes=[2, 4, 3, 4], mode="linear", coordinate_transformation_mode="pytorch_half_pixel"
+    ),
 ]
 
 
@@ -218,11 +234,21 @@ def recurrent(op: str, gates: int, directions: int = 1, bias: bool = True, **res
     hidden, width, batch, steps = 4, 3, 2, 5
     variant = rest.pop("variant", "")
     states = rest.pop("states", ())
-    constants = {1: D(directions, gates * hidden, width) * 0.5, 2: D(directions, gates * hidden, hidden) * 0.5}
+    constants = {
+        1: D(directions, gates * hidden, width) * 0.5,
+        2: D(directions, gates * hidden, hidden) * 0.5,
+    }
     constants |= {3: D(directions, 2 * gates * hidden) * 0.5} if bias else {}
     constants |= {index: D(directions, batch, hidden) for index in states}
     name = f"{op}_{variant}" if variant else op
-    return case(name, [D(steps, batch, width)], constants, hidden_size=hidden, outputs=3 if op == "LSTM" else 2, **rest)
+    return case(
+        name,
+        [D(steps, batch, width)],
+        constants,
+        hidden_size=hidden,
+        outputs=3 if op == "LSTM" else 2,
+        **rest,
+    )
 
 
 RECURRENT = [
@@ -259,7 +285,9 @@ def test_row_agrees(given: Case, to: str, tmp_path: Path) -> None:
         if value is not None:
             feeds[names[-1]] = value
     outputs = [f"y{i}" for i in range(given.outputs)]
-    made = model([node(given.op, names, outputs, **given.attributes)], feeds, weights, outputs, opset=given.opset)
+    made = model(
+        [node(given.op, names, outputs, **given.attributes)], feeds, weights, outputs, opset=given.opset
+    )
     agrees(made, feeds, to, tmp_path, given.bound)
 
 
@@ -269,7 +297,9 @@ def test_every_row_is_in_the_table() -> None:
 
     covered = {given.op for given in CASES}
     elsewhere = {
-        *("Acos Acosh Asin Asinh Atanh Cosh Sinh BitwiseAnd BitwiseOr BitwiseXor BitwiseNot CastLike Det".split()),
+        *(
+            "Acos Acosh Asin Asinh Atanh Cosh Sinh BitwiseAnd BitwiseOr BitwiseXor BitwiseNot CastLike Det".split()
+        ),
         *("Linear Swish LpPool MeanVarianceNormalization".split()),
     }
     for backend in (torch, keras):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusile.ir import index as ix
-from fusile.ir.expr import Axis, Const, Dim, Expr, apply, axis, const, dim
+from fusile.ir.expr import Axis, Const, Dim, Expr, Guard, apply, axis, const, dim, guard
 from fusile.ir.interpret import evaluate
 
 Tree = tuple[Any, ...]
@@ -126,7 +126,7 @@ def valued(e: Expr, values: Mapping[Expr, int]) -> int:
 
 
 samples = st.lists(assignments(), min_size=1, max_size=6)
-more = settings(max_examples=300, deadline=None)
+more = settings(max_examples=150, deadline=None)
 
 
 @more
@@ -259,3 +259,11 @@ def test_a_quotient_by_what_may_be_zero_stays() -> None:
     e = (x // by) * by + x % by
     assert valued(e, {x: 5, N: 2, M: 2}) == 0
     assert isinstance(x, Dim)
+
+
+def test_checks_stay_where_a_size_may_be_zero() -> None:
+    assert isinstance(guard(const(0), N, "node"), Guard)
+    assert isinstance(guard(N - 1, N, "node"), Guard)
+    assert guard(const(2), const(3), "node") is const(2)
+    assert guard(C, N, "node") is C
+    assert isinstance(guard(C + 1, N, "node"), Guard)

@@ -170,9 +170,16 @@ class PlanPrinter:
             ).encode()
         )
         return abi.PlanInterface(
-            p.name, tuple(port(t.name, t) for t in p.inputs), tuple(port(n, t) for n, t in zip(p.output_names, p.outputs, strict=True)),
-            names, tuple(self.sites), p.weights_bytes, layout.digest(), len(p.prepare), self.flags,
-        )  # fmt: skip
+            p.name,
+            tuple(port(t.name, t) for t in p.inputs),
+            tuple(port(n, t) for n, t in zip(p.output_names, p.outputs, strict=True)),
+            names,
+            tuple(self.sites),
+            p.weights_bytes,
+            layout.digest(),
+            len(p.prepare),
+            self.flags,
+        )
 
     def _start(self, name: str, dims: str = "%dims") -> _Printer:
         """A printer that knows the input's symbols."""
