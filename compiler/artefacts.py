@@ -50,6 +50,11 @@ def compile(source: Any, options: Options, progress: Progress) -> Module:
     found = find(source, options)
     if found is not None:
         return found
+    if options.target == "native":
+        from fusile.runtime.workers import start_workers
+
+        start_workers()  # they come up while the compiler is imported
+
     from fusile import driver
 
     return driver.build(source, options, progress)

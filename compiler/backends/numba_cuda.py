@@ -1,4 +1,5 @@
-"""Numba on a GPU: a model as Python source whose kernels Numba compiles for CUDA, that source run in this process, and its PTX."""
+"""Numba on a GPU: a model as Python source whose kernels Numba compiles for CUDA, that source run "
+"in this process, and its PTX."""
 
 from __future__ import annotations
 
@@ -57,14 +58,20 @@ PIPELINES: dict[int, tuple[tuple[str, Pass], ...]] = {0: PLAIN, 1: ALONE, 2: FUS
 _SIMULATED = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "pow": "power"}
 """Functions that numpy calls otherwise."""
 _LIBDEVICE = {
-    "rint": "rintf", "rint_f64": "rint", "bits_i32": "float_as_int", "i32_of_bits": "float_as_int", "f32_of_bits": "int_as_float",
-    "bits_i64": "double_as_longlong", "f64_of_bits": "longlong_as_double",
-}  # fmt: skip
+    "rint": "rintf",
+    "rint_f64": "rint",
+    "bits_i32": "float_as_int",
+    "i32_of_bits": "float_as_int",
+    "f32_of_bits": "int_as_float",
+    "bits_i64": "double_as_longlong",
+    "f64_of_bits": "longlong_as_double",
+}
 """Functions of the device library that have no other name."""
 
 
 def _imports(names: Sequence[str]) -> list[str]:
-    """Functions from the device's mathematics, or from numpy where the simulator runs the kernels as plain Python."""
+    """Functions from the device's mathematics, or from numpy where the simulator runs the kernels "
+    "as plain Python."""
     simulated: list[str] = []
     real: list[str] = []
     plain = [n for n in names if not n.startswith(("bits_", "rint")) and not n.endswith("_of_bits")]
@@ -143,7 +150,7 @@ def plan_of(model: ir.Model, options: Options, dump: Dump = no_dump) -> Plan:
 
 
 def module(plan: Plan, options: Options, info: ModelInfo | None = None, dump: Dump = no_dump) -> NumbaModule:
-    """A plan as a module in this process, on the current GPU or in Numba's simulator (NUMBA_ENABLE_CUDASIM=1).
+    """A plan as a module in this process, on the current GPU or in Numba's simulator.
 
     Raises UsageError where there is neither.
     """
@@ -160,7 +167,7 @@ def _require_device() -> None:
         raise UsageError(
             "Numba's CUDA target is not installed", why=str(e), todo="pip install fusile[cuda]"
         ) from None
-    if not cuda.is_available():
+    if not cuda.is_available():  # type: ignore[no-untyped-call]
         raise UsageError(
             "There is no CUDA device here",
             todo="Run where there is one, or in Numba's simulator with NUMBA_ENABLE_CUDASIM=1",
@@ -201,7 +208,9 @@ def compile_ptx(plan: Plan, cc: tuple[int, int] = (9, 0)) -> dict[str, str]:
     out: dict[str, str] = {}
     for name, signatures in found.items():
         for k, signature in enumerate(sorted(signatures, key=str)):
-            ptx, _ = cuda.compile_ptx(namespace[name], signature, cc=cc)
+            ptx, _ = cuda.compile_ptx(  # type: ignore[attr-defined, no-untyped-call]
+                namespace[name], signature, cc=cc
+            )
             out[name if k == 0 else f"{name}_{k + 1}"] = ptx
     return out
 
@@ -214,13 +223,14 @@ def _numba_type(name: str) -> Any:
 
 
 def _device_namespace(cc: tuple[int, int]) -> dict[str, Any]:
-    """What kernels and helpers refer to, with device functions that compile for `cc` without asking a device."""
+    """What kernels and helpers refer to, with device functions that compile for `cc` without "
+    "asking a device."""
     import numpy as np
     from numba import cuda
     from numba.cuda.compiler import compile_cuda
     from numba.cuda.dispatcher import CUDADispatcher
 
-    class DeviceFunction(CUDADispatcher):  # type: ignore[misc]
+    class DeviceFunction(CUDADispatcher):
         def compile_device(self, args: Any, return_type: Any = None) -> Any:
             if args not in self.overloads:
                 made = compile_cuda(self.py_func, return_type, args, cc=cc, nvvm_options={"opt": 3})
@@ -229,7 +239,9 @@ def _device_namespace(cc: tuple[int, int]) -> dict[str, Any]:
             return self.overloads[args]
 
     def helper(function: Any) -> Any:
-        return DeviceFunction(function, targetoptions={"device": True, "opt": True})
+        return DeviceFunction(  # type: ignore[no-untyped-call]
+            function, targetoptions={"device": True, "opt": True}
+        )
 
     return {
         "np": np,

@@ -223,11 +223,13 @@ def scopes(node: ir.Node) -> list[str]:
     if not name.startswith("/") or len(name) > 4096:
         return []
     joined: list[str] = []
+    before, last = "", ""
     for part in name.split("/")[1:-1]:
-        if joined and part.startswith(joined[-1].rsplit(".", 1)[-1] + "."):
-            joined[-1] = ".".join([*joined[-1].split(".")[:-1], part])
-        else:
-            joined.append(f"{joined[-1]}.{part}" if joined else part)
+        # A container that is not called itself leaves its name in front of its item's: layer1, layer1.0.
+        if not last or not part.startswith(last + "."):
+            before = f"{joined[-1]}." if joined else ""
+        joined.append(before + part)
+        last = part
     return joined
 
 

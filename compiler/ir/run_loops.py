@@ -116,21 +116,23 @@ class _Compiler:
 
     def _load(self, e: Load, index: list[Code]) -> Code:
         buffer: Buffer = e.source
+        held = _PYTHON.get(e.dtype)
 
         def read(lane: _Lane, memo: Memo) -> Any:
-            at = tuple(i(lane, memo) for i in index)
+            at = tuple([i(lane, memo) for i in index])
             array = lane.memory.get(buffer)
             if array is None:
                 raise InternalError(f"{buffer.name} is read where it does not exist", where=self.where)
             self.inside(buffer, array, at, "reads")
-            return _scalar(array[at], e.dtype)
+            return array[at] if held is None else held(array[at])
 
         return read
 
     def inside(self, buffer: Buffer, array: Array, at: tuple[int, ...], verb: str) -> None:
-        if not all(0 <= i < n for i, n in zip(at, array.shape, strict=True)):
-            place = f"{buffer.name}[{', '.join(map(str, at))}]"
-            raise InternalError(f"{verb} {place}, which has the shape {array.shape}", where=self.where)
+        for i, n in zip(at, array.shape, strict=True):
+            if not 0 <= i < n:
+                place = f"{buffer.name}[{', '.join(map(str, at))}]"
+                raise InternalError(f"{verb} {place}, which has the shape {array.shape}", where=self.where)
 
     def _guard(self, e: Guard, c: list[Code]) -> Code:
         def checked(lane: _Lane, memo: Memo) -> int:
@@ -211,13 +213,13 @@ _FAST_FLOATS: Mapping[str, Callable[[Any, Any], Any]] = {
 }
 
 
+_PYTHON: Mapping[DType, Callable[[Any], Any]] = {I64: int, BOOL: bool}
+
+
 def _scalar(value: Any, dtype: DType) -> Any:
     """A value as lanes hold it."""
-    if dtype is I64:
-        return int(value)
-    if dtype is BOOL:
-        return bool(value)
-    return np.asarray(value).astype(numpy_dtype(dtype))[()]
+    held = _PYTHON.get(dtype)
+    return np.asarray(value).astype(numpy_dtype(dtype))[()] if held is None else held(value)
 
 
 # ---- statements

@@ -197,8 +197,10 @@ declare hidden i32 @fusile_enable_amx()
 
 
 def storage_bits(dtype: int) -> int:
-    """Bits of one element in packed storage, by ONNX code; 0 for strings and unknown codes."""
-    return BY_CODE[dtype].bits if dtype in BY_CODE else 0
+    """Bits that an element of a tensor takes, by ONNX code: at least a byte; 0 for strings and "
+    "unknown codes."""
+    bits = BY_CODE[dtype].bits if dtype in BY_CODE else 0
+    return max(8, bits) if bits else 0
 
 
 def description(plan: PlanInterface) -> str:

@@ -37,8 +37,9 @@ MOST_BLOCKS = 1 << 16
 class Launch:
     """How a kernel is started: `form` is points, rows or block, `count` the number of points or rows.
 
-    `shared` are arrays in shared memory, `scratch` those that the caller provides for each of `blocks`; before the loops in `barriers`
-    threads wait for each other, because one of them may still read what the loop writes.
+    `shared` are arrays in shared memory, `scratch` those that the caller provides for each of `blocks`;
+    before the loops in `barriers` threads wait for each other, because one of them may
+    still read what the loop writes.
     """
 
     form: str
@@ -112,7 +113,7 @@ def _index_axes(s: Store) -> frozenset[Expr]:
     return frozenset().union(*(free(i) for i in s.index))
 
 
-# ---- the three forms ---------------------------------------------------------------------------------------
+# ---- the three forms --------------------------------------------------------------------------------------
 # ----------------------
 
 

@@ -120,15 +120,23 @@ def test_imports_are_the_framework_numpy_and_safetensors(to: str, tmp_path: Path
 
 
 def test_every_gap_at_once(tmp_path: Path) -> None:
-    d = Draw(1)
     nodes = [
         node("StringNormalizer", ["s"], ["t"], name="first"),
         node("Mystery", ["x"], ["a"], name="second", domain="some.where"),
         node("Relu", ["a"], ["b"]),
         node("Mystery", ["x"], ["y"], name="third", domain="some.where"),
     ]
-    source = model(nodes, {"x": d(2, 3), "s": (TensorProto.STRING, [2])}, outputs=("y", "b", "t"))
-    source.opset_import.append(onnx.helper.make_opsetid("some.where", 1))
+    graph = onnx.helper.make_graph(
+        nodes,
+        "small",
+        [
+            onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3]),
+            onnx.helper.make_tensor_value_info("s", TensorProto.STRING, [2]),
+        ],
+        [onnx.ValueInfoProto(name=name_) for name_ in ("y", "b", "t")],
+    )
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("some.where", 1)]
+    source = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
     from fusile.backends.framework import torch
     from fusile.frontend import load
 
@@ -192,7 +200,8 @@ def test_precedence() -> None:
         ((-a).method("abs"), "(-a).abs()"),
         (code(3) * a, "3 * a"),
         (a * -2.0, "a * -2.0"),
-        ((a & b).binary("==", c), "(a & b) == c"),
+        (a.binary("&", b).binary("==", c), "a & b == c"),
+        (a.binary("==", b).binary("&", c), "(a == b) & c"),
         (a[1:, ..., None, ::2], "a[1:, ..., None, ::2]"),
         (a[b + 1 :], "a[b + 1 :]"),
         (code((1,)), "(1,)"),

@@ -10,8 +10,10 @@ from typing import Any
 
 import native_models as models
 import numpy as np
+import onnx
 import pytest
 from native_models import assert_close, noise
+from onnx import TensorProto, helper
 
 import fusile
 from fusile import cli
@@ -42,6 +44,26 @@ def test_a_renamed_library_loads(saved: Path, tmp_path: Path) -> None:
     place = tmp_path / "other name.so"
     saved.rename(place)
     assert_close(fusile.load(place)(X), fusile.compile(models.matmuls())(X), 0)
+
+
+def test_a_library_that_was_written_anew_is_loaded_anew(tmp_path: Path) -> None:
+    """The system's loader knows libraries by their names alone."""
+    for seed in (0, 10, 20):
+        module = fusile.compile(models.matmuls(seed))
+        files = module.save(tmp_path / "model.so")
+        assert_close(fusile.load(files[0])(X), module(X), 0)
+
+
+@pytest.mark.parametrize("code", [TensorProto.INT4, TensorProto.UINT4])
+def test_elements_under_a_byte_pass_through_a_library(tmp_path: Path, code: int) -> None:
+    ports = {"x": (code, ["n"])}, {"y": (TensorProto.FLOAT, ["n"])}
+    nodes = [helper.make_node("DequantizeLinear", ["x", "s"], ["y"], name="dequantise")]
+    proto = onnx.load_model_from_string(models.make(nodes, *ports, {"s": np.array(0.5, np.float32)}))
+    proto.opset_import[0].version, proto.ir_version = 21, 10
+    module = fusile.compile(proto)
+    x = np.array([0, 1, 7, 3, 5], onnx.helper.tensor_dtype_to_np_dtype(code))
+    for one in (module, fusile.load(module.save(tmp_path / "model.so")[0])):
+        np.testing.assert_array_equal(one(x)[0], [0, 0.5, 3.5, 1.5, 2.5])
 
 
 def test_python_imports_it_with_numpy_alone(saved: Path) -> None:

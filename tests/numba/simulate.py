@@ -1,6 +1,6 @@
 """Runs the CUDA target in Numba's simulator, in a process of its own: the simulator is chosen when Numba loads.
 
-    NUMBA_ENABLE_CUDASIM=1 python simulate.py    prints one JSON list of [what failed, why]
+NUMBA_ENABLE_CUDASIM=1 python simulate.py    prints one JSON list of [what failed, why]
 """
 
 from __future__ import annotations

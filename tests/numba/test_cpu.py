@@ -124,7 +124,9 @@ def test_the_public_face_compiles_for_numba() -> None:
 def test_types_that_numba_lacks(kind: str) -> None:
     text = f"g (float[N, 6] x) => ({kind} small, float back) {{ small = Cast <to = TO> (x) back = Cast <to = 1> (small) }}"
     code = {"float16": 10, "bfloat16": 16, "float8e4m3fn": 17, "int4": 22}[kind]
-    node = onnx.parser.parse_graph(text.replace("TO", str(code)).replace(f"({kind} small", f"({kind}[N, 6] small"))
+    node = onnx.parser.parse_graph(
+        text.replace("TO", str(code)).replace(f"({kind} small", f"({kind}[N, 6] small")
+    )
     model = onnx.helper.make_model(node, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
     module = compiled(numba_cpu, model, "numba")
     x = np.array([[0.0, -1.5, 3.0, 6.9, -7.0, 0.1], [1e-3, 2.0, -3.25, 5.5, 1.0, -0.7]], np.float32)

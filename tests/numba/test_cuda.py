@@ -109,7 +109,10 @@ def test_rows_are_blocks_and_points_are_threads() -> None:
     conv = BY_NAME["conv_relu"].model().SerializeToString()
     plan = numba_cuda.plan_of(driver.graph(conv, options), options)
     assert all(
-        s.kind in (Kind.THREAD, Kind.SERIAL) for k in plan.kernels() for s in walk(k.body) if isinstance(s, For)
+        s.kind in (Kind.THREAD, Kind.SERIAL)
+        for k in plan.kernels()
+        for s in walk(k.body)
+        if isinstance(s, For)
     )
 
 

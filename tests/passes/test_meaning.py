@@ -26,8 +26,16 @@ from fusile.schedule import cpu
 from fusile.target import TargetSpec, for_cpu
 
 LINUX = "x86_64-unknown-linux-gnu"
-LEVELS: tuple[tuple[int, str], ...] = ((0, "x86-64-v3"), (1, "x86-64-v2"), (2, "x86-64-v3"), (2, "x86-64-v4"))
-"""Optimisation level and CPU: vectors of 4, 8 and 16 lanes."""
+CONFIGURATIONS: tuple[tuple[int, str, bool], ...] = (
+    (0, "x86-64-v3", False),
+    (0, "x86-64-v3", True),
+    (1, "x86-64-v2", False),
+    (1, "x86-64-v2", True),
+    (2, "x86-64-v3", False),
+    (2, "x86-64-v3", True),
+    (2, "x86-64-v4", True),
+)
+"""Optimisation level, CPU (vectors of 4, 8 and 16 lanes), and whether sizes stay symbols."""
 
 
 @dataclass
@@ -39,22 +47,23 @@ class Compilation:
     settings: driver.Settings
 
 
-@pytest.fixture(params=LEVELS, ids=lambda x: f"O{x[0]}-{x[1]}")
-def level(request: pytest.FixtureRequest) -> tuple[int, str]:
-    found: tuple[int, str] = request.param
+def name(configuration: tuple[int, str, bool]) -> str:
+    level, cpu_name, symbolic = configuration
+    return f"O{level}-{cpu_name}-{'symbolic' if symbolic else 'static'}"
+
+
+@pytest.fixture(params=CONFIGURATIONS, ids=name)
+def configuration(request: pytest.FixtureRequest) -> tuple[int, str, bool]:
+    found: tuple[int, str, bool] = request.param
     return found
 
 
-@pytest.fixture(params=[False, True], ids=["static", "symbolic"])
-def symbolic(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 @pytest.fixture(params=PROGRAMS, ids=str)
-def start(request: pytest.FixtureRequest, level: tuple[int, str], symbolic: bool) -> Compilation:
+def start(request: pytest.FixtureRequest, configuration: tuple[int, str, bool]) -> Compilation:
     small: Small = request.param
-    options = Options(opt_level=level[0], dims={} if symbolic else dict(small.sizes))  # type: ignore[arg-type]
-    target = for_cpu(level[1], LINUX)
+    level, cpu_name, symbolic = configuration
+    options = Options(opt_level=level, dims={} if symbolic else dict(small.sizes))  # type: ignore[arg-type]
+    target = for_cpu(cpu_name, LINUX)
     program = lower(driver.graph(small.model(), options))
     verify_program(program)
     return Compilation(target, program, driver.Settings(options, target, Log()))

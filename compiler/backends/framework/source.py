@@ -125,7 +125,7 @@ class Body:
             dying = [
                 var
                 for var in dict.fromkeys(variables(statement.value))
-                if last[var] == index and not var.fixed and var in names
+                if last[var] == index and var in names and (not var.fixed or var.hint == "x")
             ]
             for var in dying:
                 taken.discard(names[var])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import mmap
 import re
@@ -110,10 +111,12 @@ def _open(path: Path) -> tuple[dict[str, Any], Code]:
     """What a library says of itself, and its functions. Their names begin with the library's name when it was
     written; it may have another now.
     """
+    status = path.stat()
+    place = _fresh_name(path.absolute(), (status.st_dev, status.st_ino, status.st_mtime_ns))
     for prefix in _prefixes(path):
         try:
-            code = library_code(path, prefix)
-            describe: Any = ctypes.CDLL(str(path.absolute()))[f"{prefix}_describe"]
+            code = library_code(place, prefix)
+            describe: Any = ctypes.CDLL(place)[f"{prefix}_describe"]
         except AttributeError:
             continue
         except OSError as error:
@@ -124,6 +127,16 @@ def _open(path: Path) -> tuple[dict[str, Any], Code]:
     raise UsageError(
         f"{str(path)!r} is no module of fusile's", todo="Give a .so file that `fusile compile` wrote"
     )
+
+
+@functools.cache
+def _fresh_name(path: Path, state: tuple[int, ...]) -> str:
+    """A name of a file that no other state of it had: the loader knows libraries by name, and would answer
+    with one that was in its place before. The number of states is written with /. and / between folder and
+    file.
+    """
+    number = _fresh_name.cache_info().currsize
+    return f"{path.parent}{''.join('/.' if digit == '1' else '/' for digit in f'{number:b}')}/{path.name}"
 
 
 def _prefixes(path: Path) -> Iterator[str]:

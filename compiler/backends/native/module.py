@@ -53,11 +53,11 @@ def image_code(image: Image) -> Code:
     return Code(function("fusile_create", ctypes.c_int32, "splppp"), *_others(function, "api"))
 
 
-def library_code(path: Path, prefix: str) -> Code:
+def library_code(path: str, prefix: str) -> Code:
     """The interface of a .so file, whose instances have pools of their own. Raises OSError where it cannot
     be loaded, AttributeError where it has no functions of this prefix.
     """
-    library = ctypes.CDLL(os.fspath(path.absolute()))
+    library = ctypes.CDLL(path)
 
     def function(name: str, result: Any, arguments: str) -> Function:
         found: Any = library[name]

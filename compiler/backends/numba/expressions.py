@@ -1,4 +1,5 @@
-"""Expressions as lines of Python: shared parts get names, branches of a select stay unevaluated where they are not chosen."""
+"""Expressions as lines of Python: shared parts get names, branches of a select stay unevaluated "
+"where they are not chosen."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ WIDTH = 100
 LONGEST = 56
 """An operand with a longer text gets a line of its own."""
 LARGEST_LITERAL = 5
-"""Sizes above this are not part of a kernel's structure: kernels that differ in them alone share one function."""
+"""Sizes above this are not part of a kernel's structure: kernels that differ in them alone share "
+"one function."""
 
 
 class Lines:
@@ -221,7 +223,7 @@ class Printer:
             out = self.texts[e] = Text(name)
         return out
 
-    # ---- kinds of node ------------------------------------------------------------------------------------------------------------
+    # ---- kinds of node ------------------------------------------------------------------------------------
 
     def _render(self, e: Expr) -> Text:
         if e in self.c.sizes:
@@ -336,7 +338,8 @@ class Printer:
                     and low.children[1] is high.children[0]
                 ):
                     texts.append(
-                        f"{self.text(low.children[0]).text} <= {self.text(low.children[1]).text} < {self._bound(high)}"
+                        f"{self.text(low.children[0]).text} <= {self.text(low.children[1]).text} < "
+                        f"{self._bound(high)}"
                     )
                     k += 2
                 else:

@@ -1,4 +1,5 @@
-"""Helper functions of an emitted module: what scalar operations mean where Python's operators do not say it."""
+"""Helper functions of an emitted module: what scalar operations mean where Python's operators do "
+"not say it."""
 
 from __future__ import annotations
 
@@ -162,7 +163,8 @@ def {t}_of_bits(x):
 class Helpers:
     """The helpers that a module uses, in an order in which each comes after those that it calls.
 
-    `printed`: functions that are printed as expressions of ours; the others are imported. `of_bits`: whether views of bits are helpers.
+    `printed`: functions that are printed as expressions of ours; the others are imported.
+    `of_bits`: whether views of bits are helpers.
     """
 
     printed: frozenset[str]
@@ -238,9 +240,7 @@ class Helpers:
         """f16_to_f32 and the like, on words."""
         source, to = (BY_NAME[x] for x in op.split("_to_"))
         x = Buffer("x", source, (), "local")
-        bare = Legaliser(
-            Capabilities(operations=scalars.CAPABILITIES.operations, saturating_casts=True)
-        )
+        bare = Legaliser(Capabilities(operations=scalars.CAPABILITIES.operations, saturating_casts=True))
         return self._expression(
             op,
             [x],

@@ -1,4 +1,5 @@
-"""Loop kernels as Python functions: one text per structure, shared by the kernels that differ in sizes alone."""
+"""Loop kernels as Python functions: one text per structure, shared by the kernels that differ in "
+"sizes alone."""
 
 from __future__ import annotations
 
@@ -34,9 +35,27 @@ LANES = 64
 """Loops over lanes keep their number up to this: the compiler unrolls and vectorises them by it."""
 
 RESERVED = (
-    "np", "math", "cuda", "prange", "error", "numba", "libdevice", "task", "kernel", "helper", "checked", "minimum", "maximum", "float_mod",
-    "power", "fmod", *scalars.ROUNDING.values(), *FUNCTIONS, *scalars.NUMPY_NAMES, *dir(builtins),
-)  # fmt: skip
+    "np",
+    "math",
+    "cuda",
+    "prange",
+    "error",
+    "numba",
+    "libdevice",
+    "task",
+    "kernel",
+    "helper",
+    "checked",
+    "minimum",
+    "maximum",
+    "float_mod",
+    "power",
+    "fmod",
+    *scalars.ROUNDING.values(),
+    *FUNCTIONS,
+    *scalars.NUMPY_NAMES,
+    *dir(builtins),
+)
 """Names that generated functions use besides their own."""
 
 
@@ -44,8 +63,8 @@ RESERVED = (
 class Template:
     """A kernel as text with marks in place of literals that may differ between kernels of one structure.
 
-    `params` are its arrays in the order of its arguments (scratch arrays of a GPU included), `holes` the marks' values in the order of
-    the text.
+    `params` are its arrays in the order of its arguments (scratch arrays of a GPU included), `holes` the
+    marks' values in the order of the text.
     """
 
     name: str
@@ -64,7 +83,8 @@ class Template:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Function:
-    """A kernel function of the module; `extra` are the values of its size arguments, one list per argument, by kernel."""
+    """A kernel function of the module; `extra` are the values of its size arguments, one list per "
+    "argument, by kernel."""
 
     name: str
     text: str
@@ -103,7 +123,8 @@ class Dialect(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What kernels take from their module: helpers by operation, numbers of sites, and which tensors are weights."""
+    """What kernels take from their module: helpers by operation, numbers of sites, and which "
+    "tensors are weights."""
 
     use: scalars.Use
     site: Callable[[str], int]
@@ -181,11 +202,17 @@ class KernelPrinter:
             isinstance(n, Guard) for s in walk(self.kernel.body) for e in stmt_exprs(s) for n in nodes(e)
         )
         return Template(
-            self.kernel.name, "; ".join(self.kernel.schedule), self.dialect.decorator(self.kernel), self.arrays, self.params, checks, text,
+            self.kernel.name,
+            "; ".join(self.kernel.schedule),
+            self.dialect.decorator(self.kernel),
+            self.arrays,
+            self.params,
+            checks,
+            text,
             tuple(self.holes.values[n] for n in order),
-        )  # fmt: skip
+        )
 
-    # ---- statements ----------------------------------------------------------------------------------------------------------------
+    # ---- statements ---------------------------------------------------------------------------------------
 
     def body(self, body: Iterable[Stmt]) -> None:
         for s in body:
@@ -222,8 +249,9 @@ class KernelPrinter:
         return self.names.name(a, a.name)
 
     def extent(self, s: For) -> str:
-        """The text of a loop's extent: the size of an array that it writes along, a small number, the size of another array, or an
-        expression."""
+        """The text of a loop's extent: the size of an array that it writes along, a small number, the size of
+        another array, or an expression.
+        """
         n = ix.number(s.axis.extent)
         known = self.context.bounds.get(s.axis)
         along = known[1] if known is not None and known[0] is s.axis.extent else None
@@ -321,14 +349,15 @@ _INNER_WORDS = {"sum": "total", "max": "largest", "min": "smallest"}
 
 
 def local_name(b: Buffer) -> str:
-    """A short name of a local, the same for equal kernels of different nodes: definitions name their inner tensors, models the others."""
+    """A short name of a local, the same for equal kernels of different nodes: definitions name "
+    "their inner tensors, models the others."""
     found = _PLAIN.search(b.name.removesuffix("_acc"))
     if found is None:
         return b.name if b.name in ("v", "at") else "acc"
     return _INNER_WORDS.get(found.group(1), found.group(1))
 
 
-# ---- sharing ---------------------------------------------------------------------------------------------------------------------
+# ---- sharing ----------------------------------------------------------------------------------------------
 
 
 class Library:
@@ -361,7 +390,8 @@ class Library:
 
 
 def _merged(members: list[tuple[Kernel, Template]], name: str) -> tuple[Function, list[tuple[Expr, ...]]]:
-    """One function for kernels of one structure: literals on which all agree stay, the others are arguments."""
+    """One function for kernels of one structure: literals on which all agree stay, the others are "
+    "arguments."""
     first = members[0][1]
     columns = list(zip(*(t.holes for _, t in members), strict=True))
     arguments: dict[tuple[Expr, ...], str] = {}
@@ -400,7 +430,7 @@ def signature(name: str, params: Sequence[str], width: int = 100) -> str:
     return "\n".join([f"def {name}(", *rows, row, "):"])
 
 
-# ---- the CPU ---------------------------------------------------------------------------------------------------------------------
+# ---- the CPU ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

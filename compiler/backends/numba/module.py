@@ -16,7 +16,7 @@ from fusile.ir.expr import Const, Dim
 from fusile.ir.plan import Plan
 from fusile.ir.tensor import Tensor
 from fusile.ir.types import numpy_dtype
-from fusile.runtime.module import Array, Module, ModelInfo, Port, Signature, Value
+from fusile.runtime.module import Array, ModelInfo, Module, Port, Signature, Value
 
 
 def port(name: str, t: Tensor) -> Port:
@@ -83,7 +83,9 @@ class NumbaModule(Module):
             ) from None
         return [np.asarray(a).view(d) for a, d in zip(answers, self._dtypes, strict=True)]
 
-    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    def save(
+        self, path: str | os.PathLike[str], *, embed: bool = True, linker: str | None = None
+    ) -> tuple[Path, ...]:
         """Refuses with a UsageError: this module's file form is its source."""
         raise UsageError(
             "A module for Numba has no library file",

@@ -1,4 +1,5 @@
-"""A plan as Python: `prepare`, which lays the weights out, and `run`, which works sizes out and calls kernels."""
+"""A plan as Python: `prepare`, which lays the weights out, and `run`, which works sizes out and "
+"calls kernels."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ class PlanPrinter:
         self.weights = Names(("np",))
         self.raw = raw_names(plan)
 
-    # ---- the run -------------------------------------------------------------------------------------------------------------------
+    # ---- the run ------------------------------------------------------------------------------------------
 
     def run(self) -> str:
         """`def run(w, memory, …)`."""
@@ -89,7 +90,8 @@ class PlanPrinter:
         return "\n".join(
             [
                 *head,
-                '    """The outputs, in graph order. `memory` gives the bytes that intermediate tensors share."""',
+                '    """The outputs, in graph order. `memory` gives the bytes that '
+                'intermediate tensors share."""',
                 *self.lines.lines,
             ]
         )
@@ -179,7 +181,7 @@ class PlanPrinter:
     def _extra(self, e: Expr) -> str:
         return scalars.literal(e.value, e.dtype).text if isinstance(e, Const) else self._text(e)
 
-    # ---- where tensors lie -------------------------------------------------------------------------------------------------------------
+    # ---- where tensors lie --------------------------------------------------------------------------------
 
     def _array(self, t: Tensor) -> str:
         """The variable of a tensor; it is made where it is first needed."""
@@ -229,7 +231,7 @@ class PlanPrinter:
             return self.words.copy.format(array=self._array(t))
         return self._array(t)
 
-    # ---- weights ---------------------------------------------------------------------------------------------------------------------
+    # ---- weights ------------------------------------------------------------------------------------------
 
     def prepare(self) -> str:
         """`def prepare(raw)`. Call it after `run`, which says what weights are called."""
@@ -270,7 +272,7 @@ class PlanPrinter:
             )
         return here[t]
 
-    # ---- text ----------------------------------------------------------------------------------------------------------------------------
+    # ---- text ---------------------------------------------------------------------------------------------
 
     def _add(self, before: str, items: Sequence[str], after: str) -> None:
         """A line, or several where it is long: one item after another, broken at commas."""
@@ -293,7 +295,8 @@ class PlanPrinter:
 
 
 def raw_names(plan: Plan) -> dict[Tensor, str]:
-    """Names for the tensors that `prepare` starts from, each its own: constants that definitions make may share one."""
+    """Names for the tensors that `prepare` starts from, each its own: constants that definitions "
+    "make may share one."""
     out: dict[Tensor, str] = {}
     taken: set[str] = set()
     for step in plan.prepare:

@@ -1,7 +1,9 @@
-"""Scalar operations as Python text that means the same under Numba on a CPU, on a GPU, and in plain Python (the simulator).
+"""Scalar operations as Python text that means the same under Numba on a CPU, on a GPU, and in plain Python
+(the simulator).
 
-Numba computes small integers as int64 and literals as float64, so literals carry their type and results are brought back to theirs.
-What Python's operators do not say (NaN in min, division by zero, saturation, bits) are helper functions of the emitted module.
+Numba computes small integers as int64 and literals as float64, so literals carry their type and results are
+brought back to theirs. What Python's operators do not say (NaN in min, division by zero, saturation, bits)
+are helper functions of the emitted module.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
 
 from fusile.capabilities import FUNCTIONS, SIMPLE, Capabilities, casts_between
 from fusile.ir.expr import Number
@@ -22,7 +26,6 @@ from fusile.ir.types import (
     F8E5M2FNUZ,
     F8E8M0,
     F16,
-    F32,
     F64,
     I8,
     I64,
@@ -40,7 +43,8 @@ CAPABILITIES = Capabilities(
     storage_casts=casts_between(SMALL_FLOATS),
     saturating_casts=True,
 )
-"""Everything is printed for machine types, partial operations as helpers; small floats are words with conversions."""
+"""Everything is printed for machine types, partial operations as helpers; small floats are words "
+"with conversions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +60,26 @@ class Text:
 
 
 def word(t: DType) -> DType:
-    """The type in which Numba sees a value: machine types as they are, bools as bools, small floats and packed integers as words."""
+    """The type in which Numba sees a value: machine types as they are, bools as bools, small "
+    "floats and packed integers as words."""
     if t is BOOL:
         return t
     return I8 if t.kind == "i" and t.bits < 8 else storage_of(t).word
 
 
 NUMPY_NAMES = {
-    "bool": "np.bool_", "i8": "np.int8", "i16": "np.int16", "i32": "np.int32", "i64": "np.int64", "u8": "np.uint8", "u16": "np.uint16",
-    "u32": "np.uint32", "u64": "np.uint64", "f32": "np.float32", "f64": "np.float64",
-}  # fmt: skip
+    "bool": "np.bool_",
+    "i8": "np.int8",
+    "i16": "np.int16",
+    "i32": "np.int32",
+    "i64": "np.int64",
+    "u8": "np.uint8",
+    "u16": "np.uint16",
+    "u32": "np.uint32",
+    "u64": "np.uint64",
+    "f32": "np.float32",
+    "f64": "np.float64",
+}
 """numpy's name of the word of a value type."""
 
 
@@ -88,20 +102,33 @@ def literal(value: Number, t: DType) -> Text:
         return Text(f"{t.name}({name})")
     if t is F64:
         return Text(repr(x), SIGN if x < 0 or repr(x).startswith("-") else ATOM)
-    import numpy as np
-
-    return Text(
-        f"f32({np.format_float_positional(np.float32(x), unique=True, trim='0') if 1e-4 <= abs(x) < 1e16 else str(np.float32(x))})"
-    )
+    return Text(f"f32({_shortest(np.float32(x))})")
 
 
-# ---- the table -------------------------------------------------------------------------------------------------------------------
+def _shortest(x: np.float32) -> str:
+    """The shortest text that reads back as the same float32."""
+    plain = 1e-4 <= abs(x) < 1e16
+    return np.format_float_positional(x, unique=True, trim="0") if plain else str(x)
+
+
+# ---- the table --------------------------------------------------------------------------------------------
 
 INFIX: dict[str, tuple[str, int]] = {
-    "add": ("+", SUM), "sub": ("-", SUM), "mul": ("*", PRODUCT), "floordiv": ("//", PRODUCT), "mod": ("%", PRODUCT),
-    "and": ("&", BITAND), "or": ("|", BITOR), "xor": ("^", BITXOR), "shl": ("<<", SHIFT), "shr": (">>", SHIFT),
-    "lt": ("<", COMPARE), "le": ("<=", COMPARE), "eq": ("==", COMPARE), "ne": ("!=", COMPARE),
-}  # fmt: skip
+    "add": ("+", SUM),
+    "sub": ("-", SUM),
+    "mul": ("*", PRODUCT),
+    "floordiv": ("//", PRODUCT),
+    "mod": ("%", PRODUCT),
+    "and": ("&", BITAND),
+    "or": ("|", BITOR),
+    "xor": ("^", BITXOR),
+    "shl": ("<<", SHIFT),
+    "shr": (">>", SHIFT),
+    "lt": ("<", COMPARE),
+    "le": ("<=", COMPARE),
+    "eq": ("==", COMPARE),
+    "ne": ("!=", COMPARE),
+}
 
 ROUNDING = {"floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "rint", "sqrt": "sqrt"}
 """Float operations that are one function of the module's imports."""
@@ -111,7 +138,8 @@ Use = Callable[[str, DType], str]
 
 
 def operation(op: str, t: DType, result: DType, args: list[Text], divisor: Number | None, use: Use) -> Text:
-    """An operation on values of type `t`. `divisor` is the value of the last argument where that is a literal."""
+    """An operation on values of type `t`. `divisor` is the value of the last argument where that "
+    "is a literal."""
     if op == "cast":
         return _cast(t, result, args[0], use)
     if op == "bitcast":

@@ -24,16 +24,50 @@ from fusile.ir.types import DType, numpy_dtype
 from fusile.options import Options
 
 FRAME = (
-    "json", "math", "threading", "Path", "Weights", "numba", "np", "ml_dtypes", "njit", "prange", "cuda", "libdevice", "WEIGHTS", "kernel",
-    "parallel_kernel", "helper", "INPUTS", "OUTPUTS", "SITES", "SHAPES", "RunError", "new_error", "check", "require", "known_size", "prepare",
-    "run", "Model", "Stored", "load", "nullcontext", "AbstractContextManager", "THREADS", "config", "memory", "launch_blocks",
-)  # fmt: skip
+    "json",
+    "math",
+    "threading",
+    "Path",
+    "Weights",
+    "numba",
+    "np",
+    "ml_dtypes",
+    "njit",
+    "prange",
+    "cuda",
+    "libdevice",
+    "WEIGHTS",
+    "kernel",
+    "parallel_kernel",
+    "helper",
+    "INPUTS",
+    "OUTPUTS",
+    "SITES",
+    "SHAPES",
+    "RunError",
+    "new_error",
+    "check",
+    "require",
+    "known_size",
+    "prepare",
+    "run",
+    "Model",
+    "Stored",
+    "load",
+    "nullcontext",
+    "AbstractContextManager",
+    "THREADS",
+    "config",
+    "memory",
+    "launch_blocks",
+)
 """Names of the frames: nothing generated may take them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a target brings: the folder of its templates, how kernels print, how plans print, which functions are expressions of ours."""
+    """What a target brings: the folder of its templates, how kernels print, how plans print, which "
+    "functions are expressions of ours."""
 
     name: str
     dialect: Dialect
@@ -48,7 +82,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """An emitted module in parts. `kernels` gives each kernel's function; `raw` the initialisers that `prepare` asks for."""
+    """An emitted module in parts. `kernels` gives each kernel's function; `raw` the initialisers "
+    "that `prepare` asks for."""
 
     text: str
     functions: tuple[Function, ...]
@@ -120,9 +155,13 @@ def host_imports(names: Sequence[str], suffix: str) -> list[str]:
 
 def environment(folder: str) -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("fusile.templates", folder), undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True,
-        lstrip_blocks=True, autoescape=False,
-    )  # fmt: skip
+        loader=jinja2.PackageLoader("fusile.templates", folder),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
 
 
 def type_lines(text: str) -> list[str]:
@@ -136,7 +175,7 @@ def type_lines(text: str) -> list[str]:
     ]
 
 
-# ---- the header ------------------------------------------------------------------------------------------------------------------
+# ---- the header -------------------------------------------------------------------------------------------
 
 
 def _header(plan: Plan, options: Options) -> dict[str, Any]:
