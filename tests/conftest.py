@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--models", metavar="DIR", help="also run on every .onnx file in DIR")
     parser.addoption("--all", action="store_true", help="run every conformance case, not a sample of them")
     parser.addoption("--update-golden", action="store_true", help="write what the tests see as their goldens")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The suite works on a cache of its own, and leaves the user's alone."""
+    folder = tmp_path_factory.mktemp("fusile-cache")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("FUSILE_CACHE_DIR", str(folder))
+        environment.delenv("FUSILE_CACHE", raising=False)
+        yield folder
 
 
 def models_in(config: pytest.Config) -> list[Path]:

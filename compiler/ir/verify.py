@@ -373,11 +373,15 @@ class _KernelCheck:
 
 @dataclass(frozen=True, slots=True)
 class _Access:
-    """An access to a buffer, and the conditions that hold there: polynomials that are at least 0."""
+    """An access to a buffer, and the conditions that hold there."""
 
     buffer: Buffer
     index: tuple[Expr, ...]
-    known: tuple[ix.Poly, ...]
+    conditions: tuple[Expr, ...]
+
+    def known(self) -> list[ix.Poly]:
+        """What is at least 0 there."""
+        return [p for c in self.conditions for p in _holds(c)]
 
 
 def independent(loop: For, where: str) -> None:
@@ -400,7 +404,7 @@ def independent(loop: For, where: str) -> None:
         if access.buffer in changed and access.buffer not in own:
             places.setdefault(access.buffer, []).append(access)
     for buffer, found in places.items():
-        known = [x.known for x in found]
+        known = [x.known() for x in found]
         views = [list(view) for view in zip(*(x.index for x in found), strict=True)]
         views.append([buffer.address(x.index) for x in found])
         if not any(_apart(view, known, loop.axis, inner, changed) for view in views):
@@ -412,17 +416,35 @@ def independent(loop: For, where: str) -> None:
             )
 
 
-def _accesses(body: Iterable[Stmt], known: tuple[ix.Poly, ...]) -> Iterator[_Access]:
+def _accesses(body: Iterable[Stmt], conditions: tuple[Expr, ...]) -> Iterator[_Access]:
     for s in body:
         for e in stmt_exprs(s):
-            yield from (_Access(x.source, x.index, known) for x in loads(e))
+            yield from _reads(e, conditions)
         match s:
             case Store():
-                yield _Access(s.buffer, s.index, known)
+                yield _Access(s.buffer, s.index, conditions)
             case For():
-                yield from _accesses(s.body, known)
+                yield from _accesses(s.body, conditions)
             case If():
-                yield from _accesses(s.body, (*known, *_holds(s.condition)))
+                yield from _accesses(s.body, (*conditions, s.condition))
+
+
+def _reads(e: Expr, conditions: tuple[Expr, ...]) -> Iterator[_Access]:
+    """The reads of an expression; the first arm of a select is read where its condition holds."""
+    seen: set[tuple[Expr, tuple[Expr, ...]]] = set()
+    pending = [(e, conditions)]
+    while pending:
+        x, known = pending.pop()
+        if (x, known) in seen:
+            continue
+        seen.add((x, known))
+        if isinstance(x, Load):
+            yield _Access(x.source, x.index, known)
+        if isinstance(x, Apply) and x.op == "select":
+            test, yes, no = x.args
+            pending += [(test, known), (yes, (*known, test)), (no, known)]
+        else:
+            pending += [(c, known) for c in x.children]
 
 
 def _holds(condition: Expr) -> Iterator[ix.Poly]:
@@ -438,7 +460,7 @@ def _holds(condition: Expr) -> Iterator[ix.Poly]:
 
 def _apart(
     positions: Sequence[Expr],
-    known: Sequence[tuple[ix.Poly, ...]],
+    known: Sequence[Sequence[ix.Poly]],
     a: Axis,
     inner: set[Axis],
     changed: set[Buffer],

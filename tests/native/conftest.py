@@ -11,19 +11,6 @@ import pytest
 from native_models import Reference
 
 
-@pytest.fixture(scope="session")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for the tests that do not look at it: the support code is compiled once."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("FUSILE_CACHE", raising=False)
-    monkeypatch.setenv("FUSILE_CACHE_DIR", str(shared_cache))
-    return shared_cache
-
-
 @pytest.fixture
 def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache."""
