@@ -13,7 +13,6 @@ neither the compiler nor any library that reads models.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.util
 import json
@@ -179,7 +178,7 @@ def open_shelf(source: Any, options: Options, target: TargetSpec) -> Shelf | Non
         replaced = digest_of(Path(options.weights), cache)
     if content is None or replaced is None:
         return None
-    setup = key_of(own_key(), options.key(), str(options.seed), target.key)
+    setup = key_of(OWN_KEY, options.key(), str(options.seed), target.key)
     return Shelf(cache, setup, content, replaced, folder, state)
 
 
@@ -202,11 +201,16 @@ def digest_of(path: Path, cache: Cache) -> str | None:
         return None
 
 
-@functools.cache
-def own_key() -> str:
-    """What stands for fusile itself: names, sizes and times of its files, so that a changed compiler never
-    answers with code of the one before.
-    """
+def _files(folder: str) -> Iterator[tuple[str, os.stat_result]]:
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            if entry.name != "__pycache__":
+                yield from _files(entry.path)
+        elif entry.name.endswith((".py", ".ll")):
+            yield entry.path, entry.stat()
+
+
+def _own_key() -> str:
     digest = hashlib.sha256()
     kernels = importlib.util.find_spec("fusile.kernels")
     roots = [os.path.dirname(__file__), *(kernels.submodule_search_locations or () if kernels else ())]
@@ -216,13 +220,11 @@ def own_key() -> str:
     return digest.hexdigest()
 
 
-def _files(folder: str) -> Iterator[tuple[str, os.stat_result]]:
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir():
-            if entry.name != "__pycache__":
-                yield from _files(entry.path)
-        elif entry.name.endswith((".py", ".ll")):
-            yield entry.path, entry.stat()
+OWN_KEY = _own_key()
+"""What stands for fusile itself: names, sizes and times of its files, so that a changed compiler never
+answers with code of the one before. Taken before the compiler is imported: a change from then on must not
+count as its own.
+"""
 
 
 # ---- code --------------------------------------------------------------------------------------------

@@ -59,12 +59,12 @@ class Options:
 
     `dims` fixes symbolic dimensions; the others stay arguments of the compiled module. `threads` is how
     many threads a run uses (None: the CPUs that this process may use). `opt_level` 0 is one kernel per
-    operator in plain loops, 1 one kernel per operator, each tiled, 2 fused and tiled. `cpu` is "native"
-    or a list of CPU features such as "avx2,fma"; `target_triple` asks for code for another machine.
-    `weights` is a safetensors file that replaces the model's own weights. `denormals` says whether runs
-    flush denormal numbers to zero. `seed` is where random operators without a seed of their own start.
-    `dump_ir` is a folder that receives every level of the compiler as text. `tune` measures schedules
-    on this machine instead of trusting the rules.
+    operator in plain loops, 1 one kernel per operator, each tiled, 2 fused and tiled. `cpu` is "native", a
+    level such as "x86-64-v3" or a list of CPU features such as "avx2,fma"; `target_triple` asks for code
+    for another machine. `weights` is a safetensors file that replaces the model's own weights. `denormals`
+    says whether runs flush denormal numbers to zero. `seed` is where random operators without a seed of
+    their own start. `dump_ir` is a folder that receives every level of the compiler as text. `tune`
+    measures schedules on this machine instead of trusting the rules.
 
     Raises UsageError where a value makes no sense.
     """

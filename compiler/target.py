@@ -133,12 +133,13 @@ def host() -> TargetSpec:
 
 
 def for_cpu(name: str, triple: str | None = None) -> TargetSpec:
-    """A target by name: `native`, or one of `x86-64`, `x86-64-v2`, `x86-64-v3`, `x86-64-v4`, `armv8-a`, with
-    a triple of its own if given.
+    """A target by its CPU: `native`, a level (`x86-64`, `x86-64-v2`, `x86-64-v3`, `x86-64-v4`, `armv8-a`), or
+    features with commas (`avx2,fma`); with a triple of its own if given. `native` is this machine, and the
+    lowest level of another.
 
     Raises UsageError for another name, or one that does not fit the triple.
     """
-    if name == "native" and triple is None:
+    if name == "native" and triple in (None, host().triple):
         return host()
     triple = triple or host().triple
     arch = _MACHINES.get(triple.split("-")[0])
@@ -146,12 +147,29 @@ def for_cpu(name: str, triple: str | None = None) -> TargetSpec:
         raise UsageError(
             f"No native code for {triple!r}", todo="Use a triple that begins with x86_64 or aarch64"
         )
-    names = _baselines(arch)
-    if name not in names:
-        raise UsageError(
-            f"{name!r} is no CPU that {triple} code can be made for", todo=f"Use one of {', '.join(names)}"
-        )
-    return _spec(triple, names[name], {})
+    levels = _baselines(arch)
+    if name == "native":
+        return _spec(triple, next(iter(levels.values())), {})
+    known = frozenset((_X86_FEATURES if arch == X86_64 else _ARM_FEATURES).values())
+    features: frozenset[str] = frozenset() if arch == X86_64 else levels["armv8-a"]
+    for part in name.split(","):
+        if part not in levels and part not in known:
+            raise UsageError(
+                f"{part!r} is no CPU that {triple} code can be made for, and no feature of one",
+                todo=f"Use {', '.join(levels)}, or features such as {', '.join(sorted(known)[:3])}",
+            )
+        features |= levels[part] if part in levels else _with_implied(part, levels)
+    return _spec(triple, features, {})
+
+
+def _with_implied(feature: str, levels: dict[str, frozenset[str]]) -> frozenset[str]:
+    """A feature with those that no CPU lacks which has it."""
+    implied: frozenset[str] = frozenset()
+    if feature.startswith(("avx512", "amx")):
+        implied = levels["x86-64-v3"] | {"avx512f"}
+    elif feature in ("fma", "f16c") or feature.startswith("avx"):
+        implied = levels["x86-64-v2"] | {"avx"}
+    return implied | {feature}
 
 
 def available_cores() -> int:

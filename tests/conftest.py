@@ -7,10 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("FUSILE_VERIFY", "1")  # every level is verified after every pass
 
 GOLDENS = Path(__file__).parent / "goldens"
+
+# A loaded machine is no reason to fail: examples have no deadline.
+settings.register_profile("fusile", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fusile")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

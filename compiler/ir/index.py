@@ -214,12 +214,26 @@ def _divide(op: str, a: Expr, b: Expr) -> Expr:
         return expr(add(whole, poly(part)))
     if op == "mod":
         return raw_apply("mod", (expr(rest), b), I64)
-    inner = expr(rest)
-    if isinstance(inner, Apply) and inner.op == "floordiv" and positive(poly(inner.args[1])):
-        tail = apply("floordiv", inner.args[0], inner.args[1] * b)
+    nested = _quotient_and_number(rest)
+    if nested is not None:
+        inner, c = nested
+        tail = apply("floordiv", inner.args[0] + c * inner.args[1], inner.args[1] * b)
     else:
-        tail = raw_apply("floordiv", (inner, b), I64)
+        tail = raw_apply("floordiv", (expr(rest), b), I64)
     return expr(add(whole, poly(tail)))
+
+
+def _quotient_and_number(p: Mapping[Monomial, int]) -> tuple[Apply, int] | None:
+    """(q, c) where p is q + c, a quotient by something positive and a number: (x // d + c) // e is
+    (x + c d) // (d e).
+    """
+    terms = [(m, c) for m, c in p.items() if m]
+    if len(terms) != 1 or terms[0][1] != 1 or len(terms[0][0]) != 1:
+        return None
+    atom = terms[0][0][0]
+    if not (isinstance(atom, Apply) and atom.op == "floordiv" and positive(poly(atom.args[1]))):
+        return None
+    return atom, p.get((), 0)
 
 
 def _digits(p: Mapping[Monomial, int], divisor: int | None) -> tuple[int, Poly, Poly] | None:
@@ -413,16 +427,16 @@ def _divisor(atom: Expr) -> int:
     return 1
 
 
-def _turn(atom: Expr, atoms: Iterable[Expr]) -> tuple[int, int]:
+def _turn(atom: Expr, atoms: Iterable[Expr]) -> tuple[int, int, int]:
     """Quotients of axes before the axes, an axis before those that its extent depends on, quotients of sizes
-    last; what is larger before what may be a part of it.
+    last; what is larger before what may be a part of it, coarse quotients before fine ones.
     """
     from fusile.ir.expr import nodes
 
     if not isinstance(atom, Axis):
-        return 0 if _over_axes(atom) else 3, -len(nodes(atom))
+        return 0 if _over_axes(atom) else 3, -len(nodes(atom)), -_divisor(atom)
     inside = any(b is not atom and isinstance(b, Axis) and _mentions(b.extent, atom) for b in atoms)
-    return 2 if inside else 1, 0
+    return 2 if inside else 1, 0, 0
 
 
 def _over_axes(e: Expr) -> bool:
@@ -461,7 +475,9 @@ def _never_negative(atom: Expr) -> bool:
 
 
 def _cancelled(atom: Expr, rest: Monomial, c: int, upper: bool) -> Poly | None:
-    """Of d * (x // d), with d > 0: at most x, at least x - (d - 1); None for another product."""
+    """Of d * (x // d), with d > 0: at most x, at least x - (d - 1). A part of d, as in g * (x // (g h)), leaves
+    x // h. None for another product.
+    """
     if not (isinstance(atom, Apply) and atom.op == "floordiv" and positive(poly(atom.args[1]))):
         return None
     divisor = poly(atom.args[1])
@@ -469,9 +485,13 @@ def _cancelled(atom: Expr, rest: Monomial, c: int, upper: bool) -> Poly | None:
         return None
     ((by, k),) = divisor.items()
     left = _without(rest, by)
+    x = poly(atom.args[0])
+    part = abs(c)
+    if not by and c % k and k % part == 0 and part > 1:
+        quotient = poly(_divide("floordiv", atom.args[0], const(k // part)))
+        return multiply({rest: c // part}, quotient if upper else add(quotient, {(): 1 - part}))
     if left is None or c % k:
         return None
-    x = poly(atom.args[0])
     return multiply({left: c // k}, x if upper else add(x, add(divisor, {(): -1}), -1))
 
 

@@ -483,12 +483,30 @@ def _apart(
     shared = {m: c for m, c in found[0][1].items() if all(o.get(m) == c for _, o, _ in found)}
     rests = [ix.add(ix.add(rest, outer), shared, -1) for _, outer, rest in found]
     first = min(rest.get((), 0) for rest in rests)
+    rests = [ix.add(rest, {(): -first}) for rest in rests]
     span = ix.multiply(factor, ix.poly(a.extent))
-    for rest, holds in zip(rests, known, strict=True):
-        _, low = ix.split(ix.add(rest, {(): -first}), span)
-        if not (_at_least_0(low, holds) and _at_least_0(ix.add(ix.add(factor, low, -1), {(): -1}), holds)):
-            return False
-    return True
+    return any(
+        ix.nonnegative(ix.add(modulus, span, -1))
+        and all(_below(rest, factor, modulus, holds) for rest, holds in zip(rests, known, strict=True))
+        for modulus in (span, *_strides(rests, inner))
+    )
+
+
+def _below(rest: ix.Poly, factor: ix.Poly, modulus: ix.Poly, known: Sequence[ix.Poly]) -> bool:
+    """Whether what multiples of `modulus` leave of `rest` is at least 0 and below `factor`."""
+    _, low = ix.split(rest, modulus)
+    return _at_least_0(low, known) and _at_least_0(ix.add(ix.add(factor, low, -1), {(): -1}), known)
+
+
+def _strides(rests: Iterable[ix.Poly], inner: set[Axis]) -> list[ix.Poly]:
+    """The factors of inner axes: what a multiple of the span may be."""
+    found: list[ix.Poly] = []
+    for rest in rests:
+        for b in sorted({x for m in rest for x in m if x in inner and isinstance(x, Axis)}, key=lambda x: x.uid):
+            stride = ix.coefficient(ix.expr(rest), b)
+            if stride is not None and ix.poly(stride) not in found:
+                found.append(ix.poly(stride))
+    return found
 
 
 def _at_least_0(p: ix.Poly, known: Iterable[ix.Poly]) -> bool:

@@ -196,6 +196,7 @@ class Cache:
         return draft
 
     def _commit(self, draft: Path, folder: Path) -> Entry:
+        names = tuple(sorted(path.name for path in draft.iterdir() if path.name != _MANIFEST))
         for _ in range(3):
             try:
                 draft.rename(folder)
@@ -207,7 +208,6 @@ class Cache:
                     return theirs
                 self._remove(folder)
             else:
-                names = tuple(sorted(path.name for path in folder.iterdir() if path.name != _MANIFEST))
                 return Entry(folder, names)
         raise OSError(f"{folder} is written and damaged by others again and again")
 

@@ -190,7 +190,6 @@ LAYERS = [
     case("GroupNormalization", [IMAGE], {1: D(4), 2: D(4)}, num_groups=2),
     case("RMSNormalization", [X], {1: D(4)}, opset=23, bound=1e-4),
     case("LRN", [IMAGE], size=3, alpha=0.1, beta=0.7, bias=1.5),
-    case("LRN_even", [IMAGE], size=4, alpha=0.1),
     case("MaxPool", [IMAGE], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
     case("MaxPool_ceil", [IMAGE], kernel_shape=[3, 2], strides=[2, 3], ceil_mode=1),
     case("MaxPool_dilated", [IMAGE], kernel_shape=[2, 2], dilations=[3, 2]),

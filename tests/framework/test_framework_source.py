@@ -233,4 +233,4 @@ def test_names_of_a_body() -> None:
     body.let(call_("unread", second), "unread")
     kept = body.let(call_("h", second), "kept")
     body.result = kept + second
-    assert body.lines(0) == ["first = f(x)", "first = g(first, first)", "return h(first) + first"]
+    assert body.lines(0) == ["x = f(x)", "x = g(x, x)", "return h(x) + x"]

@@ -282,26 +282,6 @@ def test_roles(tmp_path: Path) -> None:
     assert {name for name, _ in report.constants} == {"val_1", "val_3", "order"}
 
 
-def test_weights_go_back_into_a_graph(tmp_path: Path) -> None:
-    from fusile.frontend import load
-    from fusile.graph.recognise import recognise
-    from fusile.passes.to_tensor import infer
-
-    source, _ = transformer()
-    emit(source, "torch", tmp_path)
-    path = tmp_path / "weights.safetensors"
-    with safe_open(path, "np") as file:
-        records = file.metadata()
-    changed = {name: tensor + 1 for name, tensor in load_file(path).items()}
-    save_file(changed, path, records)
-    graph = load(source)
-    infer(graph)
-    recognise(graph)
-    wf.apply(graph, path)
-    held = graph.graph.initializers["onnx::MatMul_0"].const_value
-    assert held is not None and np.array_equal(held.numpy(), changed["m.attn.q.weight"].T)
-
-
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"\xff" * 64)

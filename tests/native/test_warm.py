@@ -254,7 +254,6 @@ def test_weights_are_mapped_and_not_copied(tmp_path: Path, fresh_cache: Path) ->
     )  # fmt: skip
     path = tmp_path / "model.onnx"
     path.write_bytes(model)
-    fusile.compile(path, threads=1)
     code = f"""
 import sys, numpy as np, fusile
 def anonymous():
@@ -265,7 +264,10 @@ module = fusile.compile(sys.argv[1], threads=1)
 module(x)
 print(anonymous() - before)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+        )
     assert int(done.stdout) < 9000 // 2  # kB; the weights take 9000
 
 

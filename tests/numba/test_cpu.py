@@ -38,6 +38,8 @@ def test_one_module_serves_all_sizes(small: Small) -> None:
     sets = [dict(small.sizes), larger(small.sizes), dict.fromkeys(small.sizes, 1)]
     if small.name == "conv_strided_add":
         sets = [{"H": 7, "P": 4}, {"H": 13, "P": 7}]
+    if small.name == "gather":  # a table of one row has no row 3
+        sets[-1] = {"N": 1, "S": 4}
     for sizes in sets:
         values = inputs_of(model, sizes, seed=len(sizes))
         close([np.asarray(y) for y in module.run(in_order(module, values))], by_onnxruntime(model, values))
@@ -91,12 +93,13 @@ def test_equal_kernels_share_one_function() -> None:
         f"c{k} = Conv <pads = [1, 1, 1, 1]> ({'x' if k == 0 else f'r{k - 1}'}, w{k})\n r{k} = Relu (c{k})"
         for k in range(4)
     )
-    channels = [3, 8, 24, 40, 48]
+    channels = [3, 32, 64, 64, 96]
     weights = {f"w{k}": (channels[k + 1], channels[k], 3, 3) for k in range(4)}
     model = Small("chain", f"g (float[1, 3, 9, 9] x) => (float r3) {{ {chain} }}", weights).model()
     module = compiled(numba_cpu, model, "numba")
-    # Padding, contraction and packing are one function each, with a second where the layout changes.
-    assert module.source.count("kernel\ndef ") <= 8
+    # Padding, contraction and packing are one function each, with a second where the layout changes; the last
+    # ReLU turns its result back and stands alone.
+    assert module.source.count("kernel\ndef ") <= 9
     values = inputs_of(model, {})
     close([np.asarray(y) for y in module.run(in_order(module, values))], by_onnxruntime(model, values))
 

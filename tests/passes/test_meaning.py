@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -15,14 +15,14 @@ from fusile.ir.plan import Variant
 from fusile.ir.tensor import Program
 from fusile.ir.verify import verify_kernel, verify_plan, verify_program
 from fusile.options import Options
-from fusile.passes import fuse, strict
+from fusile.passes import fuse, inline, strict
 from fusile.passes.finish import finish
 from fusile.passes.fuse import Group
 from fusile.passes.inline import Log
 from fusile.passes.lower import lower as lower_group
 from fusile.passes.plan_memory import arguments, build_plan
 from fusile.passes.to_tensor import lower
-from fusile.schedule import cpu
+from fusile.schedule import cpu, cuda, numba_cpu
 from fusile.target import TargetSpec, for_cpu
 
 LINUX = "x86_64-unknown-linux-gnu"
@@ -110,3 +110,18 @@ def test_kernels_and_plans_keep_the_meaning(start: Compilation) -> None:
     verify_plan(plan)
     assert checked >= 2 * len(kernels), "most kernels are small enough to be interpreted"
     assert strict.same_plan(start.program, plan)
+
+
+@pytest.mark.parametrize("schedule", [cuda.schedule, numba_cpu.schedule], ids=["cuda", "numba"])
+@pytest.mark.parametrize("small", PROGRAMS, ids=str)
+def test_schedules_of_other_targets_keep_the_meaning(
+    small: Small, schedule: Callable[[Kernel], Kernel]
+) -> None:
+    options = Options()
+    settings = driver.Settings(options, for_cpu("x86-64-v3", LINUX), Log())
+    program = inline.inline(lower(driver.graph(small.model(), options)), settings.log, settings.same)
+    for group in fuse.group(program, settings.log, settings.same):
+        naive = lower_group(group, "kernel")
+        scheduled = schedule(naive)
+        verify_kernel(scheduled)
+        strict.same_kernel("schedule", naive, scheduled)

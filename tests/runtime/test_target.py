@@ -71,6 +71,22 @@ def test_cpus_by_name() -> None:
     assert target.for_cpu("x86-64-v3", "x86_64-unknown-linux-gnu").has("fma", "avx2")
     arm = target.for_cpu("armv8-a", "aarch64-unknown-linux-gnu")
     assert (arm.arch, arm.vector_registers, arm.has_fma, arm.vector_bytes) == ("aarch64", 32, True, 16)
+    assert target.for_cpu("native", "aarch64-unknown-linux-gnu") == arm or target.host().arch == "aarch64"
+
+
+def test_cpus_by_their_features() -> None:
+    def made(name: str) -> target.TargetSpec:
+        return target.for_cpu(name, "x86_64-unknown-linux-gnu")
+
+    assert made("x86-64").features == ()
+    assert made("avx2,fma").has("avx", "avx2", "fma", "sse4.2")
+    assert not made("avx2,fma").has("avx512f")
+    assert made("avx2,bmi,bmi2,f16c,fma,lzcnt,movbe") == made("x86-64-v3")
+    assert made("avx512vnni").vector_bytes == 64
+    assert made("x86-64-v3,avxvnni").features == tuple(sorted({*made("x86-64-v3").features, "avxvnni"}))
+    assert target.for_cpu("dotprod", "aarch64-unknown-linux-gnu").has("neon", "dotprod")
+    with pytest.raises(UsageError, match="'avx9' is no CPU"):
+        made("avx2,avx9")
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,10 @@ Row: TypeAlias = Callable[["Site"], "Code | Sequence[Code | None]"]
 Size: TypeAlias = "int | ex.Expr"
 
 
+_LONGEST = 56
+"""Characters of an attribute's name, of which the end tells more."""
+
+
 class Refusal(Exception):
     """A row cannot print this node; becomes a gap in the list that the user sees."""
 
@@ -283,7 +287,7 @@ class Printer:
         parts = tuple(short_path(stem).split("."))
         if parts[: len(self._prefix)] == self._prefix and len(parts) > len(self._prefix):
             parts = parts[len(self._prefix) :]
-        made = identifier("_".join(parts), self._attributes)
+        made = identifier("_".join(parts)[-_LONGEST:], self._attributes)
         self._attributes.add(made)
         return made
 

@@ -133,8 +133,13 @@ def shape_text(value: ir.Value) -> str:
     kind = {"float": "float32", "double": "float64"}.get(kind, kind)
     if value.shape is None:
         return kind
-    sizes = (str(d) if isinstance(d, int) else one_line(d.value or "?", 24) or "?" for d in value.shape)
+    sizes = (str(d) if isinstance(d, int) else _dim_text(d.value or "?") for d in value.shape)
     return f"{kind}[{', '.join(sizes)}]"
+
+
+def _dim_text(text: str) -> str:
+    clean = one_line(text, 24) or "?"
+    return clean[1:-1] if re.fullmatch(r"\([^()]*\)", clean) else clean
 
 
 def forward_doc(printer: Printer) -> list[str]:

@@ -30,7 +30,7 @@ _TAIL = frozenset(
 def short_path(text: str) -> str:
     """The telling end of a path such as `model/dense_1/BiasAdd/ReadVariableOp:0`; other names as they are."""
     if "/" not in text and ";" not in text:
-        return text.replace(":", "_") if text.endswith(":0") is False else text[:-2]
+        return text.removesuffix(":0").replace(":", "_")
     parts = [part for part in text.split(";")[0].removesuffix(":0").split("/") if part]
     while len(parts) > 1 and parts[-1].split(":")[0].lower() in _TAIL:
         parts.pop()
@@ -75,8 +75,7 @@ _HINTS = {
 
 
 def dim_hint(symbol: str, axis: int, rank: int) -> str:
-    if re.fullmatch(r"[A-Za-z][A-Za-z_]*", symbol) and len(symbol) <= 24:
-        return symbol
+    """A name for a size: its symbol where that reads well, else what its axis usually is."""
     if re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z]+)*", symbol) and len(symbol) <= 24:
         return symbol
     if axis == 0:

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from fusile.errors import InvalidModelError, UsageError, show_name, show_names
-from fusile.graph.tensors import FOLDED, Weight, aliases, weights
+from fusile.errors import UsageError, show_name, show_names
+from fusile.graph.tensors import FOLDED, Weight, aliases
 
 FORMAT = "1"
 _FORMAT_KEY = "fusile.format"
@@ -45,7 +45,6 @@ _CODES: Mapping[ir.DataType, str] = {
 _PACKED = frozenset(
     {ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2, ir.DataType.FLOAT4E2M1}
 )
-_TYPES = {code: kind for kind, code in _CODES.items()}
 
 
 # ---- writing -----------------------------------------------------------------------------------------
@@ -229,36 +228,3 @@ def load_into(module: Any, path: str | os.PathLike[str]) -> None:
         )
     loaded = load_file(path)
     module.load_state_dict({**state, **{name: loaded[name] for name in state if name in loaded}})
-
-
-def apply(model: ir.Model, path: str | os.PathLike[str]) -> None:
-    """Put the tensors of a weights file in the place of a recognised graph's initialisers.
-
-    Raises UsageError where the file is not one of this model.
-    """
-    known = weights(model)
-    records, header, start = read_header(path)
-    wrong = problems(records, header, (w.name for w in known.values()))
-    if wrong:
-        raise UsageError(
-            f"The weights file {show_name(str(path))} is not one of this model", why="; ".join(wrong[:8])
-        )
-    for own, weight in known.items():
-        value = model.graph.initializers[own]
-        held = _held(model, weight)
-        code, shape, size = stored_form(held, weight)
-        entry = header[weight.name]
-        begin, end = entry["data_offsets"]
-        if entry["dtype"] != code or list(entry["shape"]) != shape or end - begin != size:
-            raise UsageError(
-                f"The tensor {show_name(weight.name)} of the weights file does not fit",
-                why=f"it is {entry['dtype']}{entry['shape']}, the model has {code}{shape}",
-            )
-        if held.dtype in _PACKED:
-            raise InvalidModelError(f"The packed weight {show_name(own)} cannot be replaced")
-        data = np.fromfile(path, dtype=held.dtype.numpy(), count=held.size, offset=start + begin).reshape(
-            shape
-        )
-        if weight.perm is not None:
-            data = np.ascontiguousarray(back(data, weight.perm, held.shape.numpy()))
-        value.const_value = ir.tensor(data.reshape(held.shape.numpy()), dtype=held.dtype, name=own)

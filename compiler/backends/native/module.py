@@ -390,6 +390,6 @@ def _address(array: Array) -> int:
     """Where an array's elements begin. The quick way serves writable arrays of types that Python knows."""
     try:
         return ctypes.addressof(_first_byte(array))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, BufferError):
         place: int = array.ctypes.data
         return place

@@ -48,14 +48,14 @@ class Model(keras.Model):
             y: float32[batch, 5]
         """
         batch = ops.shape(x)[0]
-        turned = ops.transpose(x, (0, 2, 3, 1))
-        turned = self.stem_0(ops.pad(turned, ((0, 0), (1, 1), (1, 1), (0, 0))))
-        turned = ops.relu(self.stem_1(turned))
-        conv = ops.hard_swish(self.dw(turned))
+        x = ops.transpose(x, (0, 2, 3, 1))
+        x = self.stem_1(self.stem_0(ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))))
+        x = ops.relu(x)
+        conv = ops.hard_swish(self.dw(x))
         global_average_pool = self.gate(ops.mean(conv, axis=(1, 2), keepdims=True))
-        conv = conv * ops.hard_sigmoid(global_average_pool) + turned
-        conv = ops.mean(self.max_pool(conv), axis=(1, 2), keepdims=True)
-        return self.head(ops.reshape(conv, (batch, -1)))
+        x = conv * ops.hard_sigmoid(global_average_pool) + x
+        x = ops.mean(self.max_pool(x), axis=(1, 2), keepdims=True)
+        return self.head(ops.reshape(x, (batch, -1)))
 
 
 class Stored(NamedTuple):

@@ -37,11 +37,11 @@ class Model(nn.Module):
         Outputs:
             y: float32[batch, 5]
         """
-        conv = F.relu(self.stem_1(self.stem_0(x)))
-        conv_2 = F.hardswish(self.dw(conv))
-        global_average_pool = F.hardsigmoid(self.gate(F.adaptive_avg_pool2d(conv_2, 1)))
-        conv_2 = self.max_pool(conv_2 * global_average_pool + conv)
-        return self.head(F.adaptive_avg_pool2d(conv_2, 1).flatten(1))
+        x = F.relu(self.stem_1(self.stem_0(x)))
+        conv = F.hardswish(self.dw(x))
+        global_average_pool = F.hardsigmoid(self.gate(F.adaptive_avg_pool2d(conv, 1)))
+        x = self.max_pool(conv * global_average_pool + x)
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
 class Stored(NamedTuple):
