@@ -475,8 +475,8 @@ def _never_negative(atom: Expr) -> bool:
 
 
 def _cancelled(atom: Expr, rest: Monomial, c: int, upper: bool) -> Poly | None:
-    """Of d * (x // d), with d > 0: at most x, at least x - (d - 1). A part of d, as in g * (x // (g h)), leaves
-    x // h. None for another product.
+    """Of d * (x // d), with d > 0: at most x, at least x - (d - 1). A part of d, as in g * (x // (g h)),
+    leaves x // h. None for another product.
     """
     if not (isinstance(atom, Apply) and atom.op == "floordiv" and positive(poly(atom.args[1]))):
         return None

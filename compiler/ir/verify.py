@@ -467,9 +467,8 @@ def _apart(
 ) -> bool:
     """Whether positions with different values of `a` differ, whatever the values of the inner axes.
 
-    Every position must be o + k a + low + k n h, with o and k the same for all, n the extent of a, and
-    0 <= low < k: then
-    a is a digit of the position.
+    Every position must be o + k a + low + m h, with o, k and m >= k n the same for all, n the extent of a,
+    and 0 <= low < k: then a is a digit of the position.
     """
     found: list[tuple[ix.Poly, ix.Poly, ix.Poly]] = []
     for e in positions:
@@ -502,7 +501,9 @@ def _strides(rests: Iterable[ix.Poly], inner: set[Axis]) -> list[ix.Poly]:
     """The factors of inner axes: what a multiple of the span may be."""
     found: list[ix.Poly] = []
     for rest in rests:
-        for b in sorted({x for m in rest for x in m if x in inner and isinstance(x, Axis)}, key=lambda x: x.uid):
+        for b in sorted(
+            {x for m in rest for x in m if x in inner and isinstance(x, Axis)}, key=lambda x: x.uid
+        ):
             stride = ix.coefficient(ix.expr(rest), b)
             if stride is not None and ix.poly(stride) not in found:
                 found.append(ix.poly(stride))
