@@ -14,6 +14,7 @@ the process.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -43,6 +44,7 @@ _STALE_SECONDS = 24 * 3600.0
 _BUSY_SECONDS = 3600.0  # a younger draft may be somebody's who is still writing
 _SETTLED_SECONDS = 1.0  # a file changed more recently may change again within its time stamp's granularity
 _MANIFEST = "manifest.json"
+_TRIES = 16
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -197,11 +199,11 @@ class Cache:
 
     def _commit(self, draft: Path, folder: Path) -> Entry:
         names = tuple(sorted(path.name for path in draft.iterdir() if path.name != _MANIFEST))
-        for _ in range(3):
+        for _ in range(_TRIES):
             try:
                 draft.rename(folder)
-            except OSError:
-                if not folder.exists():
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 theirs = _checked(folder)
                 if theirs is not None:
