@@ -23,7 +23,7 @@ define install
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --force-reinstall .
 endef
 
-# A short tour on models that are made on the spot: compile, verify, bench, emit.
+# A short tour on a pre-trained model from PyPI: compile, run, emit, bench.
 demo: $(VENV)/demo-extras
 	$(install)
 	$(BIN)/python bench/demo.py
