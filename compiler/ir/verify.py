@@ -467,8 +467,8 @@ def _apart(
 ) -> bool:
     """Whether positions with different values of `a` differ, whatever the values of the inner axes.
 
-    Every position must be o + k a + low + m h, with o, k and m >= k n the same for all, n the extent of a,
-    and 0 <= low < k: then a is a digit of the position.
+    Every position must be o + k a + low + m h, with o, k and m the same for all, 0 <= low < k and
+    k a + low < m (as where m is k times the extent of a): then a is a digit of the position.
     """
     found: list[tuple[ix.Poly, ix.Poly, ix.Poly]] = []
     for e in positions:
@@ -484,17 +484,29 @@ def _apart(
     first = min(rest.get((), 0) for rest in rests)
     rests = [ix.add(rest, {(): -first}) for rest in rests]
     span = ix.multiply(factor, ix.poly(a.extent))
+    digit = ix.multiply(factor, {(a,): 1})
     return any(
-        ix.nonnegative(ix.add(modulus, span, -1))
-        and all(_below(rest, factor, modulus, holds) for rest, holds in zip(rests, known, strict=True))
-        for modulus in (span, *_strides(rests, inner))
+        all(
+            _is_digit(rest, factor, digit, m, m is span, holds)
+            for rest, holds in zip(rests, known, strict=True)
+        )
+        for m in (span, *_strides(rests, inner))
     )
 
 
-def _below(rest: ix.Poly, factor: ix.Poly, modulus: ix.Poly, known: Sequence[ix.Poly]) -> bool:
-    """Whether what multiples of `modulus` leave of `rest` is at least 0 and below `factor`."""
+def _is_digit(
+    rest: ix.Poly, factor: ix.Poly, digit: ix.Poly, modulus: ix.Poly, fits: bool, known: Sequence[ix.Poly]
+) -> bool:
+    """Whether what multiples of `modulus` leave of `rest` is at least 0 and below `factor`, and together with
+    the digit below the modulus (`fits`: it is).
+    """
     _, low = ix.split(rest, modulus)
-    return _at_least_0(low, known) and _at_least_0(ix.add(ix.add(factor, low, -1), {(): -1}), known)
+    above = ix.add(low, {(): 1})
+    return (
+        _at_least_0(low, known)
+        and _at_least_0(ix.add(factor, above, -1), known)
+        and (fits or _at_least_0(ix.add(ix.add(modulus, digit, -1), above, -1), known))
+    )
 
 
 def _strides(rests: Iterable[ix.Poly], inner: set[Axis]) -> list[ix.Poly]:
