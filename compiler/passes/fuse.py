@@ -122,6 +122,8 @@ class _Grouper:
                 return why
         if group.heavy and _crossed(group, stage, mapping):
             return "it writes its dimensions in another order than the tile has them"
+        if _tiled(group) and any(ix.number(a.extent) != 1 and a not in mapping.values() for a in stage.axes):
+            return "it writes several elements for each point of a tile"
         keep = [q for q in range(len(group.domain[group.stages[0]])) if q not in lost]
         for s, axes in group.domain.items():
             group.domain[s] = tuple(axes[q] for q in keep)
@@ -173,10 +175,7 @@ class _Grouper:
         folds = ix.positive(ix.add(made, ix.poly(stage.out.size), -1))
         if stage.reduction is None and (private is None or private > MOST_LANES or not folds):
             return "it reads other points than it writes"
-        if any(
-            isinstance(s, Compute) and access.is_window(s) and not _in_lanes(s)
-            for s in (*group.stages, stage)
-        ):
+        if any(isinstance(s, Compute) and _slides(s) for s in (*group.stages, stage)):
             return "a sliding window is tiled over all its points"
         if private is not None and private * storage_bytes(stage.out.dtype) > MOST_PRIVATE_BYTES:
             return f"{private} elements would be kept per iteration"
@@ -255,6 +254,15 @@ def _crossed(group: Group, stage: Compute, mapping: dict[int, Axis]) -> bool:
     theirs = sorted(wide, key=lambda q: first.axes.index(group.domain[first][q]))
     mine = sorted(wide, key=lambda q: stage.axes.index(mapping[q]))
     return theirs != mine
+
+
+def _tiled(group: Group) -> bool:
+    """Whether neighbouring points of the domain share what they read, and so are computed side by side."""
+    return group.heavy or any(isinstance(s, Compute) and _slides(s) for s in group.stages)
+
+
+def _slides(stage: Compute) -> bool:
+    return access.is_window(stage) and not _in_lanes(stage)
 
 
 def _in_lanes(stage: Compute) -> bool:

@@ -19,6 +19,11 @@ MOST_LOCAL_BYTES = 8192
 memory of the task.
 """
 
+MOST_ADDED = 128
+"""Terms that one accumulator of a sum takes."""
+NOMINAL = 64
+"""What a symbolic size is taken to be where the length of a sum is guessed."""
+
 
 @dataclass(slots=True)
 class _Memory:
@@ -161,7 +166,7 @@ def _reduced(
     total = buffer if direct else Buffer(f"{s.out.name}_acc", s.out.dtype, (), "local")
     fresh: dict[Expr, Axis] = {a: axis(a.name, a.extent) for a in r.axes}
     value = memory.expr(r.body, {**places, **fresh})
-    body = _accumulate(total, r, [fresh[a] for a in r.axes], value, split=access.contraction(s) is None)
+    body = _accumulate(total, r, [fresh[a] for a in r.axes], value)
     out: list[Stmt] = [] if direct else [Alloc(total)]
     out += [Store(total, (), const(identity(r.kind, s.out.dtype), s.out.dtype)), *body]
     if not direct:
@@ -169,23 +174,62 @@ def _reduced(
     return out
 
 
-def _accumulate(total: Buffer, r: Reduce, axes: list[Axis], value: Expr, split: bool) -> list[Stmt]:
-    """total op= value over the axes. Sums of more than one axis are taken row by row (`split`), so that
-    rounding errors grow with the
-    longest axis and not with all of them; contractions keep one accumulator, which is what fits the
-    registers.
+def _accumulate(total: Buffer, r: Reduce, axes: list[Axis], value: Expr) -> list[Stmt]:
+    """total op= value over the axes. A long sum of floats is taken in blocks whose sums are added up, so that
+    rounding errors grow with the length of a block and the number of blocks, not with their product
+    (N. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2).
+
+    The sum of one tensor along one axis keeps the order of its elements, as it does in numpy and ONNX Runtime:
+    formulas that subtract two such sums (the mean of squares and the square of the mean) turn another order
+    into another answer.
     """
-    combine = REDUCTIONS[r.kind]
-    if not split or r.kind != "sum" or len(axes) < 2 or not total.dtype.is_float:
-        body: list[Stmt] = [Store(total, (), apply(combine, load(total, ()), value))]
-        for a in reversed(axes):
-            body = [For(a, tuple(body))]
-        return body
-    row = Buffer(f"{total.name}_row", total.dtype, (), "local")
-    inside = _accumulate(row, r, axes[1:], value, split)
-    zero = Store(row, (), const(0, total.dtype))
-    add = Store(total, (), apply(combine, load(total, ()), load(row, ())))
-    return [For(axes[0], (Alloc(row), zero, *inside, add))]
+    in_order = len(axes) == 1 and len({x.source for x in access.loads(r.body)}) == 1
+    cut = _cut(axes) if r.kind == "sum" and total.dtype.is_float and not in_order else None
+    if cut is None:
+        return _around(axes, [Store(total, (), apply(REDUCTIONS[r.kind], load(total, ()), value))])
+    at, width = cut
+    outer, a, inside = axes[:at], axes[at], axes[at + 1 :]
+
+    def block(start: Expr, n: int) -> list[Stmt]:
+        part = Buffer(f"{total.name}_part", total.dtype, (), "local")
+        within = axis(a.name, n)
+        term = substitute(value, {a: start + within})
+        return [
+            Alloc(part),
+            Store(part, (), const(0, total.dtype)),
+            *_around([within, *inside], [Store(part, (), load(part, ()) + term)]),
+            Store(total, (), load(total, ()) + load(part, ())),
+        ]
+
+    blocks = axis(f"{a.name}b", a.extent // width)
+    body: list[Stmt] = [For(blocks, tuple(block(blocks * width, width)))]
+    rest = (ix.number(a.extent) or 0) % width
+    if rest:
+        last = axis(f"{a.name}e", 1)
+        body.append(For(last, tuple(block((a.extent // width) * width + last, rest))))
+    return _around(outer, body)
+
+
+def _cut(axes: Sequence[Axis]) -> tuple[int, int] | None:
+    """Where a sum over nested axes falls into blocks: the axis that is cut, and how many of its positions a
+    block takes; None where the sum is short, or one loop of unknown length.
+    """
+    inside = 1
+    for at in range(len(axes) - 1, -1, -1):
+        n = ix.number(axes[at].extent)
+        size = NOMINAL if n is None else n
+        if inside * size > MOST_ADDED:
+            fits = 1 if n is None else MOST_ADDED // inside
+            even = [w for w in range(fits, fits // 2, -1) if size % w == 0]
+            return at, even[0] if even else fits
+        inside *= size
+    return None
+
+
+def _around(axes: Sequence[Axis], body: list[Stmt]) -> list[Stmt]:
+    for a in reversed(axes):
+        body = [For(a, tuple(body))]
+    return body
 
 
 def _copy(to: Buffer, source: Buffer, lead_to: tuple[Expr, ...] = ()) -> list[Stmt]:

@@ -33,6 +33,10 @@ from fusile.target import TargetSpec
 
 TASK_ELEMENTS = 2048
 """Elements of an elementwise loop that one task handles at least."""
+LEAST_ELEMENTS = 128
+"""Elements for which it pays to find out from the number of a task where they lie."""
+ENOUGH_TASKS = 16
+"""Tasks that keep a few threads busy to the end."""
 MOST_KEPT = 16
 """Elements that an iteration may keep to itself where iterations run side by side in lanes."""
 MOST_PIECES = 9
@@ -269,13 +273,18 @@ def _elementwise(axes: list[Axis], body: Body, along: Axis, m: Registers, steps:
 
 
 def tasks(axes: Sequence[Axis], body: Body, steps: list[str]) -> Body:
-    """Outer loops as tasks, as many of them as leave enough work inside each."""
+    """Outer loops as tasks: as many of them as leave enough work inside each, or as it takes to have enough
+    tasks where a symbolic size turns out to be one.
+    """
     parallel: list[Axis] = []
     rest = list(axes)
+    count = 1
     while rest:
         inside = _amount(wrap(rest[1:], body))
-        if parallel and inside < TASK_ELEMENTS // 2:
+        least = TASK_ELEMENTS // 2 if count >= ENOUGH_TASKS else LEAST_ELEMENTS
+        if parallel and inside < least:
             break
+        count *= ix.number(rest[0].extent) or 1
         parallel.append(rest.pop(0))
     if parallel:
         steps.append(f"parallel {', '.join(a.name for a in parallel)}")

@@ -441,6 +441,6 @@ def test_layouts_in_llvm_ir_and_ctypes_agree() -> None:
 
     for name, structure in questions.items():
         assert size(name) == ctypes.sizeof(structure), name
-    assert (size("port"), size("plan_header"), size("slot")) == (72, 64, 128)
+    assert (size("port"), size("plan_header"), size("slot")) == (72, 64, 1152)
     assert size("context") % 8 == 0
     assert [line for line in abi.TYPES.splitlines() if line not in text] == []

@@ -25,9 +25,15 @@
 ; A parallel loop that workers may join. `control` is the only word that decides who may: bit 63 open, bits 32
 ; to 47 how many may take part, bits 16 to 31 how many have joined so far (the number of a participant), bits
 ; 0 to 15 how many helpers are inside now.
-%slot = type { i64, i32, i32, ptr, ptr, i64, i64, ptr, i64, i64, i64, [6 x i64] }
+%slot = type { i64, i32, i32, ptr, ptr, i64, i64, ptr, i64, i64, i64, i64, [5 x i64], [16 x %span] }
 ;   0 control, 1 claimed, 2 caller waits, 3 kernel, 4 frame, 5 count, 6 grain, 7 scratch, 8 scratch stride;
-;   second cache line: 9 next iteration to give out, 10 floating point state of the caller
+;   second cache line: 9 floating point state of the caller, 10 spans in use, 11 iterations of a span; then the
+;   spans, a cache line each
+
+; A contiguous part of a loop's iterations. Participant p takes chunks of span p first and helps in the others
+; after that, so that threads keep to different parts of memory for as long as they can.
+%span = type { i64, [7 x i64] }
+;   0 next iteration to give out
 
 %pool = type { i32, i32, i32, i32, i32, i32, ptr, [32 x i8], [64 x i8], [64 x i8], [64 x i8], [8 x %slot],
                [255 x ptr] }

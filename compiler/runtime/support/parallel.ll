@@ -104,6 +104,33 @@ done:
   ret ptr %answer
 }
 
+; Divides the iterations of a loop among at most 16 spans of whole chunks.
+define internal void @fusile_spans_open(ptr %slot, i64 %count, i64 %grain, i32 %threads) nounwind {
+entry:
+  %few = call i32 @llvm.smin.i32(i32 %threads, i32 16)
+  %spans = zext i32 %few to i64
+  %share = call i64 @fusile_ceil_div(i64 %count, i64 %spans)
+  %chunks = call i64 @fusile_ceil_div(i64 %share, i64 %grain)
+  %length = mul i64 %chunks, %grain
+  %spans.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 10
+  store atomic i64 %spans, ptr %spans.place monotonic, align 8
+  %length.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 11
+  store atomic i64 %length, ptr %length.place monotonic, align 8
+  br label %span
+
+span:
+  %index = phi i64 [ 0, %entry ], [ %following, %span ]
+  %first = mul i64 %index, %length
+  %next.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 13, i64 %index, i32 0
+  store atomic i64 %first, ptr %next.place monotonic, align 8
+  %following = add i64 %index, 1
+  %more = icmp ult i64 %following, %spans
+  br i1 %more, label %span, label %done
+
+done:
+  ret void
+}
+
 ; Opens a claimed slot for the loop and tells the workers. %threads >= 2 may take part, the caller among them.
 define internal void @fusile_slot_open(ptr %pool, ptr %slot, ptr %kernel, ptr %frame, i64 %count,
     i64 %grain, ptr %scratch, i64 %stride, i32 %threads) nounwind {
@@ -119,11 +146,10 @@ define internal void @fusile_slot_open(ptr %pool, ptr %slot, ptr %kernel, ptr %f
   store ptr %scratch, ptr %scratch.place
   %stride.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 8
   store i64 %stride, ptr %stride.place
-  %next.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 9
-  store atomic i64 0, ptr %next.place monotonic, align 8
   %fp = call i64 @fusile_fp_get()
-  %fp.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 10
+  %fp.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 9
   store i64 %fp, ptr %fp.place
+  call void @fusile_spans_open(ptr %slot, i64 %count, i64 %grain, i32 %threads)
   %limit = zext i32 %threads to i64
   %limit.high = shl i64 %limit, 32
   %joined = or i64 %limit.high, 65536 ; the caller is participant 0
@@ -174,7 +200,7 @@ ask:
 open:
   call void @fusile_slot_open(ptr %pool, ptr %slot, ptr %kernel, ptr %frame, i64 %count, i64 %grain,
       ptr %scratch, i64 %stride, i32 %most)
-  call void @fusile_slot_work(ptr %slot, ptr %scratch)
+  call void @fusile_slot_work(ptr %slot, i64 0, ptr %scratch)
   %before = atomicrmw and ptr %slot, i64 9223372036854775807 acq_rel
   %inside = and i64 %before, 65535
   %empty = icmp eq i64 %inside, 0

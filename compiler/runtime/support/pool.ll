@@ -220,33 +220,95 @@ define internal i64 @fusile_clock() nounwind {
   ret i64 %now
 }
 
-; Takes chunks of a slot's loop until none is left.
-define internal void @fusile_slot_work(ptr %slot, ptr %scratch) nounwind {
+; a / b, rounded up, for a >= 0 and b > 0.
+define internal i64 @fusile_ceil_div(i64 %a, i64 %b) nounwind {
+  %less = sub i64 %b, 1
+  %most = add i64 %a, %less
+  %quotient = udiv i64 %most, %b
+  ret i64 %quotient
+}
+
+; Where a span of a slot ends.
+define internal i64 @fusile_span_end(ptr %slot, i64 %span) nounwind {
+  %count.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 5
+  %count = load atomic i64, ptr %count.place monotonic, align 8
+  %length.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 11
+  %length = load atomic i64, ptr %length.place monotonic, align 8
+  %behind = add i64 %span, 1
+  %whole = mul i64 %behind, %length
+  %end = call i64 @llvm.smin.i64(i64 %whole, i64 %count)
+  ret i64 %end
+}
+
+; Takes chunks of a slot's loop until none is left: of the participant's own span first.
+define internal void @fusile_slot_work(ptr %slot, i64 %participant, ptr %scratch) nounwind {
 entry:
   %kernel.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 3
   %kernel = load ptr, ptr %kernel.place
   %frame.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 4
   %frame = load ptr, ptr %frame.place
-  %count.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 5
-  %count = load i64, ptr %count.place
   %grain.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 6
   %grain = load i64, ptr %grain.place
-  %next.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 9
+  %spans.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 10
+  %spans = load atomic i64, ptr %spans.place monotonic, align 8
+  br label %enter
+
+enter:
+  %turn = phi i64 [ 0, %entry ], [ %turns, %leave ]
+  %place = add i64 %participant, %turn
+  %span = urem i64 %place, %spans
+  %next.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 13, i64 %span, i32 0
+  %last = call i64 @fusile_span_end(ptr %slot, i64 %span)
   br label %take
 
 take:
   %begin = atomicrmw add ptr %next.place, i64 %grain monotonic
-  %more = icmp slt i64 %begin, %count
-  br i1 %more, label %chunk, label %done
+  %more = icmp slt i64 %begin, %last
+  br i1 %more, label %chunk, label %leave
 
 chunk:
   %stop = add i64 %begin, %grain
-  %end = call i64 @llvm.smin.i64(i64 %stop, i64 %count)
+  %end = call i64 @llvm.smin.i64(i64 %stop, i64 %last)
   call void %kernel(ptr %frame, i64 %begin, i64 %end, ptr %scratch)
   br label %take
 
+leave:
+  %turns = add i64 %turn, 1
+  %others = icmp ult i64 %turns, %spans
+  br i1 %others, label %enter, label %done
+
 done:
   ret void
+}
+
+; Whether a slot seems to have chunks left. Only a hint: the slot may be somebody else's by now.
+define internal i1 @fusile_slot_left(ptr %slot) nounwind {
+entry:
+  %spans.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 10
+  %spans = load atomic i64, ptr %spans.place monotonic, align 8
+  br label %look
+
+look:
+  %index = phi i64 [ 0, %entry ], [ %following, %again ]
+  %in = icmp ult i64 %index, %spans
+  br i1 %in, label %ask, label %no
+
+ask:
+  %next.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 13, i64 %index, i32 0
+  %next = load atomic i64, ptr %next.place monotonic, align 8
+  %last = call i64 @fusile_span_end(ptr %slot, i64 %index)
+  %left = icmp slt i64 %next, %last
+  br i1 %left, label %yes, label %again
+
+again:
+  %following = add i64 %index, 1
+  br label %look
+
+yes:
+  ret i1 true
+
+no:
+  ret i1 false
 }
 
 ; Joins the loop of a slot if it is open, wants one more and has chunks left. 1 where it did something.
@@ -256,12 +318,8 @@ entry:
   %open = icmp slt i64 %seen, 0
   br i1 %open, label %look, label %no
 
-look: ; only a hint: the slot may be somebody else's by now, and joining is still right then
-  %next.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 9
-  %next = load atomic i64, ptr %next.place monotonic, align 8
-  %count.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 5
-  %count.seen = load atomic i64, ptr %count.place monotonic, align 8
-  %left = icmp slt i64 %next, %count.seen
+look: ; joining is right even where the hint was wrong
+  %left = call i1 @fusile_slot_left(ptr %slot)
   br i1 %left, label %try, label %no
 
 try:
@@ -286,7 +344,7 @@ retry:
   br label %try
 
 work:
-  %fp.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 10
+  %fp.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 9
   %fp = load i64, ptr %fp.place
   call void @fusile_fp_set(i64 %fp)
   %base.place = getelementptr inbounds %slot, ptr %slot, i64 0, i32 7
@@ -295,7 +353,7 @@ work:
   %stride = load i64, ptr %stride.place
   %offset = mul i64 %joined, %stride
   %scratch = getelementptr i8, ptr %base, i64 %offset
-  call void @fusile_slot_work(ptr %slot, ptr %scratch)
+  call void @fusile_slot_work(ptr %slot, i64 %joined, ptr %scratch)
   %before = atomicrmw sub ptr %slot, i64 1 seq_cst
   %inside = and i64 %before, 65535
   %last = icmp eq i64 %inside, 1
