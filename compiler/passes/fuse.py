@@ -9,11 +9,12 @@ sentence in the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fusile.ir import index as ix
-from fusile.ir.expr import Axis, const, free
+from fusile.ir.expr import Axis, Expr, const, free
 from fusile.ir.tensor import Compute, Program, Stage, Tensor, stage_reads
 from fusile.ir.types import storage_bytes
 from fusile.passes import access
@@ -26,6 +27,11 @@ FEWEST_POINTS = 2
 it is small.
 """
 
+
+MOST_ALONE = 1_000_000
+"""Simple operations of one point of a domain that is as good as one point: about a quarter of a millisecond
+on one thread while the others wait.
+"""
 
 MOST_LANES = 256
 """Partial results of a reduction that was split over lanes, at most."""
@@ -181,6 +187,8 @@ class _Grouper:
             return f"{private} elements would be kept per iteration"
         if not kept or (points is not None and points < FEWEST_POINTS and (private or 0) > 4096):
             return "nothing would be left to run in parallel"
+        if _known(a.extent for a in kept) < FEWEST_POINTS and max(map(_work, group.stages)) > MOST_ALONE:
+            return "much work would be left to one thread where a symbolic size is one"
         return ""
 
     def _sibling(self, stage: Compute, made_by: list[int]) -> int | None:
@@ -244,6 +252,20 @@ class _Grouper:
         for g in range(len(self.groups)):
             visit(g)
         return order
+
+
+def _known(extents: Iterable[Expr]) -> int:
+    """The product of extents, symbolic ones taken as one."""
+    return math.prod(ix.number(n) or 1 for n in extents)
+
+
+def _work(stage: Stage) -> int:
+    """Simple operations of a stage, symbolic sizes taken as one."""
+    if not isinstance(stage, Compute):
+        return 0
+    r = stage.reduction
+    body, reduced = (stage.body, ()) if r is None else (r.body, r.axes)
+    return access.cost(body) * _known(a.extent for a in (*stage.axes, *reduced))
 
 
 def _crossed(group: Group, stage: Compute, mapping: dict[int, Axis]) -> bool:

@@ -20,7 +20,7 @@ memory of the task.
 """
 
 MOST_ADDED = 128
-"""Terms that one accumulator of a sum takes."""
+"""Terms that one accumulator of a sum takes, about."""
 NOMINAL = 64
 """What a symbolic size is taken to be where the length of a sum is guessed."""
 
@@ -141,7 +141,9 @@ def _stage(s: Compute, places: dict[Expr, Expr], memory: _Memory) -> list[Stmt]:
     places = dict(places)
     private: list[Axis] = []
     for a in s.axes:
-        if a not in places:
+        if a not in places and ix.number(a.extent) == 1:
+            places[a] = const(0)
+        elif a not in places:
             fresh = axis(a.name, a.extent)
             places[a] = fresh
             private.append(fresh)
@@ -179,9 +181,9 @@ def _accumulate(total: Buffer, r: Reduce, axes: list[Axis], value: Expr) -> list
     rounding errors grow with the length of a block and the number of blocks, not with their product
     (N. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2).
 
-    The sum of one tensor along one axis keeps the order of its elements, as it does in numpy and ONNX Runtime:
-    formulas that subtract two such sums (the mean of squares and the square of the mean) turn another order
-    into another answer.
+    The sum of one tensor along one axis keeps the order of its elements, as it does in numpy and ONNX
+    Runtime: formulas that subtract two such sums (the mean of squares and the square of the mean) turn
+    another order into another answer.
     """
     in_order = len(axes) == 1 and len({x.source for x in access.loads(r.body)}) == 1
     cut = _cut(axes) if r.kind == "sum" and total.dtype.is_float and not in_order else None
@@ -201,7 +203,7 @@ def _accumulate(total: Buffer, r: Reduce, axes: list[Axis], value: Expr) -> list
             Store(total, (), load(total, ()) + load(part, ())),
         ]
 
-    blocks = axis(f"{a.name}b", a.extent // width)
+    blocks = axis(a.name if width == 1 else f"{a.name}b", a.extent // width)
     body: list[Stmt] = [For(blocks, tuple(block(blocks * width, width)))]
     rest = (ix.number(a.extent) or 0) % width
     if rest:
@@ -220,8 +222,8 @@ def _cut(axes: Sequence[Axis]) -> tuple[int, int] | None:
         size = NOMINAL if n is None else n
         if inside * size > MOST_ADDED:
             fits = 1 if n is None else MOST_ADDED // inside
-            even = [w for w in range(fits, fits // 2, -1) if size % w == 0]
-            return at, even[0] if even else fits
+            near = (*range(fits, fits // 2, -1), *range(fits + 1, 2 * fits + 1))
+            return at, next((w for w in near if size % w == 0), fits)
         inside *= size
     return None
 

@@ -39,6 +39,8 @@ ENOUGH_TASKS = 16
 """Tasks that keep a few threads busy to the end."""
 MOST_KEPT = 16
 """Elements that an iteration may keep to itself where iterations run side by side in lanes."""
+LEAST_STRIDE = 8
+"""Elements between neighbouring lanes of a read from which on each lane has a cache line of its own."""
 MOST_PIECES = 9
 """Into how many loops one with conditions on its axis may be cut."""
 STREAM_BYTES = 1 << 25
@@ -248,6 +250,12 @@ def _inner_axes(body: Body) -> list[Axis]:
 def _elementwise(axes: list[Axis], body: Body, along: Axis, m: Registers, steps: list[str]) -> Body:
     """Elementwise kernels: tasks of a few thousand elements, vectors inside; cut where conditions change."""
     outer = [a for a in axes if a is not along]
+    across = _across(outer, body, along)
+    if across is not None:
+        # What lies side by side in memory is read by the same few vectors, while it is in the cache.
+        outer = [a for a in outer if a is not across]
+        body = (For(across, body),)
+        steps.append(f"{across.name} inside {along.name}")
     loop = For(along, body)
     cuts = boundaries(loop) if ix.number(along.extent) is not None else []
     pieces: Body = partition(loop, cuts) if cuts and len(cuts) < MOST_PIECES else (loop,)
@@ -269,7 +277,26 @@ def _elementwise(axes: list[Axis], body: Body, along: Axis, m: Registers, steps:
                     out.extend(vectorise(part, m.lanes, 2))
         else:
             out.extend(vectorise(piece, m.lanes, 2))
-    return tasks(outer, tuple(out), steps) if outer else tuple(out)
+    if across is None:
+        return tasks(outer, tuple(out), steps) if outer else tuple(out)
+    nests: list[Stmt] = []
+    for s in out:
+        if isinstance(s, For) and s.kind is Kind.SERIAL:
+            nests.extend(tasks([*outer, s.axis], s.body, steps))
+        else:
+            nests.extend(tasks(outer, (s,), steps))
+    return tuple(nests)
+
+
+def _across(outer: Sequence[Axis], body: Body, along: Axis) -> Axis | None:
+    """The axis along which a read is contiguous that strides far along the lanes (a transposing copy)."""
+    for b, index, write in accesses(body):
+        if write or b.scope != "param" or (stride(b, index, along) or 0) < LEAST_STRIDE:
+            continue
+        for a in outer:
+            if ix.number(a.extent) != 1 and stride(b, index, a) == 1:
+                return a
+    return None
 
 
 def tasks(axes: Sequence[Axis], body: Body, steps: list[str]) -> Body:
