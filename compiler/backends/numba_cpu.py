@@ -1,5 +1,5 @@
-"""Numba on a CPU: a model as Python source whose loops Numba compiles, and that source run in this "
-"process."""
+"""Numba on a CPU: a model as Python source whose loops Numba compiles, and that source run in this
+process."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from fusile.schedule.tiles import Registers
 LANES = 16
 """Partial sums of a reduction along contiguous memory."""
 PANELS = Registers(32, 3)
-"""Makes panels of 64 columns: accumulators are a row in the first-level cache, which LLVM "
-"vectorises for any width of vectors."""
+"""Makes panels of 64 columns: accumulators are a row in the first-level cache, which LLVM vectorises for any
+width of vectors."""
 
 PLAIN: tuple[tuple[str, Pass], ...] = (("inline", lambda p, s: inline.inline(p, s.log, s.same)),)
 """Level 0: one kernel per operator, as it is defined."""

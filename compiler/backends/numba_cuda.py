@@ -1,5 +1,5 @@
-"""Numba on a GPU: a model as Python source whose kernels Numba compiles for CUDA, that source run "
-"in this process, and its PTX."""
+"""Numba on a GPU: a model as Python source whose kernels Numba compiles for CUDA, that source run in this
+process, and its PTX."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ _LIBDEVICE = {
 
 
 def _imports(names: Sequence[str]) -> list[str]:
-    """Functions from the device's mathematics, or from numpy where the simulator runs the kernels "
-    "as plain Python."""
+    """Functions from the device's mathematics, or from numpy where the simulator runs the kernels as plain
+    Python."""
     simulated: list[str] = []
     real: list[str] = []
     plain = [n for n in names if not n.startswith(("bits_", "rint")) and not n.endswith("_of_bits")]
@@ -223,8 +223,8 @@ def _numba_type(name: str) -> Any:
 
 
 def _device_namespace(cc: tuple[int, int]) -> dict[str, Any]:
-    """What kernels and helpers refer to, with device functions that compile for `cc` without "
-    "asking a device."""
+    """What kernels and helpers refer to, with device functions that compile for `cc` without asking a
+    device."""
     import numpy as np
     from numba import cuda
     from numba.cuda.compiler import compile_cuda

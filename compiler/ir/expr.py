@@ -9,7 +9,7 @@ Seven kinds of node, hash-consed, so that equal expressions are one object and `
     Apply(op, args, dtype)         a scalar operation out of OPS
     Reduce(kind, axes, body)       sum | prod | max | min over axes; only at the root of a stage
     Guard(index, extent, site)     index, checked against 0 <= index < extent when run; site names the ONNX
-    node
+                                   node
 
 Scalar operations are total (see OPS). Integer index arithmetic is kept in a canonical polynomial form by
 `fusile.ir.index`.
@@ -169,8 +169,7 @@ class Guard(Expr):
         return (self.index, self.extent)
 
 
-# ---- the operations
-# ------------------------------------------------------------------------------------------------------------
+# ---- the operations ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,8 +471,7 @@ def nodes(e: Expr) -> list[Expr]:
     return list(seen)
 
 
-# ---- words for definitions
-# -------------------------------------------------------------------------------------------------------
+# ---- words for definitions -----------------------------------------------------------------------
 
 
 def select(test: Expr, yes: Expr | Number, no: Expr | Number) -> Expr:

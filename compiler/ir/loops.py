@@ -1,13 +1,13 @@
 """Loop kernels: order without new meaning.
 
     Buffer   typed, row-major memory: `param` (an argument), `local` (registers or stack of one iteration),
-    `scratch` (memory of one task)
+             `scratch` (memory of one task)
     For      a loop over an axis, 0 <= axis < extent, of a kind:
                serial    in order
                parallel  iterations are tasks; only outermost, perfectly nested ones
                vector    all iterations at once, in the lanes of one vector
                jam       all iterations side by side, each with its own locals: loops inside are run once
-               for all of them (register tile)
+                         for all of them (register tile)
                block, thread   the grid of a GPU
     If       statements under a condition (lanes under a false one do nothing)
     Alloc    a local or scratch buffer, alive until the end of the enclosing statement list
@@ -99,8 +99,8 @@ Stmt = For | If | Alloc | Store
 @dataclass(frozen=True, eq=False, slots=True)
 class Kernel:
     """A unit of work: `params` are its buffers (written ones in `writes`), `dims` its symbolic sizes.
-    `schedule` lists the rewrites that
-    made it out of the naive nest, `origins` the ONNX nodes that it computes.
+    `schedule` lists the rewrites that made it out of the naive nest, `origins` the ONNX nodes that it
+    computes.
     """
 
     name: str
@@ -237,8 +237,7 @@ def dims_of(body: Iterable[Stmt], buffers: Iterable[Buffer]) -> tuple[Dim, ...]:
     return tuple(sorted((d for d in found if isinstance(d, Dim)), key=lambda d: d.name))
 
 
-# ---- text
-# ------------------------------------------------------------------------------------------------------------
+# ---- text ----------------------------------------------------------------------------------------
 
 
 def kernel_text(k: Kernel) -> str:

@@ -1,6 +1,5 @@
 """Names and expressions as text. Names come out of models that nobody vouches for: what is not a plain word
-is quoted and
-escaped, and two things of one name are told apart.
+is quoted and escaped, and two things of one name are told apart.
 """
 
 from __future__ import annotations
@@ -86,8 +85,8 @@ class Names:
         return out
 
     def of(self, thing: Named) -> str:
-        """The name of a tensor, a buffer, an axis or a size: its own, or with a number where that "
-        "is taken."""
+        """The name of a tensor, a buffer, an axis or a size: its own, or with a number where that is
+        taken."""
         found = self._given.get(thing)
         if found is None:
             base = found = plain(thing.name)

@@ -1,9 +1,9 @@
 """The plan: the host program over kernels. Which kernel runs when, on which memory, for which sizes.
 
     Define   dim = value        a size known only now, worked out from dims and elements of tensors;
-    refused below 0
+                                refused below 0
     Check    condition          a requirement on sizes; the run fails with the node's name where it does
-    not hold
+                                not hold
     Call     variants           the first kernel whose guard holds (the last has none), on its tensors
 
 Memory is said per tensor by a Place: an input, an output, packed weights, the arena, or a temporary made

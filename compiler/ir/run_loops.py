@@ -1,15 +1,12 @@
 """The meaning of loop kernels and of plans: a slow interpreter of single elements, which judges schedules and
 printers.
 
-Loops of kind `vector` and `jam` run as `fusile.ir.loops` says: their iterations go side by side, statement
-by statement,
-each with its own locals, and a statement is evaluated for all of them before any of them stores. All other
-kinds run in order.
-Memory that nothing has written yet holds NaN, or -1 where it is for whole numbers. Accesses outside a
-buffer, two iterations side by
-side that store to one element, and loops that iterations side by side would run a different number of
-times are bugs of
-fusile (InternalError); an index out of range that the kernel checks itself is a RunError, as in native code.
+Loops of kind `vector` and `jam` run as `fusile.ir.loops` says: their iterations go side by side, statement by
+statement, each with its own locals, and a statement is evaluated for all of them before any of them stores.
+All other kinds run in order. Memory that nothing has written yet holds NaN, or -1 where it is for whole
+numbers. Accesses outside a buffer, two iterations side by side that store to one element, and loops that
+iterations side by side would run a different number of times are bugs of fusile (InternalError); an index out
+of range that the kernel checks itself is a RunError, as in native code.
 """
 
 from __future__ import annotations
@@ -37,8 +34,8 @@ Memo = dict[Expr, Any]
 
 @dataclass(eq=False, slots=True)
 class _Lane:
-    """One of the iterations that run side by side: the values of axes and dims, and the memory "
-    "that it sees."""
+    """One of the iterations that run side by side: the values of axes and dims, and the memory that it
+    sees."""
 
     values: dict[Expr, int]
     memory: dict[Buffer, Array]
@@ -58,8 +55,7 @@ def _block(size: int) -> Array:
     return np.full(size, FRESH_BYTE, np.uint8)
 
 
-# ---- expressions
-# -----------------------------------------------------------------------------------------------------
+# ---- expressions ---------------------------------------------------------------------------------
 
 
 class _Compiler:
@@ -222,8 +218,7 @@ def _scalar(value: Any, dtype: DType) -> Any:
     return np.asarray(value).astype(numpy_dtype(dtype))[()] if held is None else held(value)
 
 
-# ---- statements
-# ------------------------------------------------------------------------------------------------------
+# ---- statements ----------------------------------------------------------------------------------
 
 
 class _Machine:
@@ -302,8 +297,7 @@ def run_kernel(kernel: Kernel, arrays: Mapping[Buffer, Array], dims: Mapping[Dim
     """Run a kernel on its parameters' memory, in place.
 
     Raises RunError for an index that the kernel checks, InternalError for what no correct kernel does, and
-    for memory
-    whose shape is not the buffer's.
+    for memory whose shape is not the buffer's.
     """
     missing = [b.name for b in kernel.params if b not in arrays]
     if missing:
@@ -320,8 +314,7 @@ def run_kernel(kernel: Kernel, arrays: Mapping[Buffer, Array], dims: Mapping[Dim
         machine.run(kernel.body, [lane])
 
 
-# ---- plans
-# -----------------------------------------------------------------------------------------------------------
+# ---- plans ---------------------------------------------------------------------------------------
 
 
 class _Host:

@@ -1,9 +1,8 @@
 """Types: what a number means (a value type) and how its bits lie in memory (a storage).
 
 A value type says what a scalar computes as; a storage says in which machine word it is kept and how many
-share one. Float16 is kept in
-16-bit words, bool in bytes, int4 two to a byte. Backends state which value types they compute in;
-legalisation inserts the conversions.
+share one. Float16 is kept in 16-bit words, bool in bytes, int4 two to a byte. Backends state which value
+types they compute in; legalisation inserts the conversions.
 """
 
 from __future__ import annotations

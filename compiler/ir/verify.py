@@ -1,6 +1,6 @@
 """The promises of the tensor program and of loop kernels, checked. Tests run these after every pass; a broken
-promise is
-an InternalError that names the stage or the kernel. The promises of plans are in `fusile.ir.verify_plan`.
+promise is an InternalError that names the stage or the kernel. The promises of plans are in
+`fusile.ir.verify_plan`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ __all__ = ["independent", "verify_kernel", "verify_plan", "verify_program"]
 
 _UPDATES = frozenset({"set", "add", "mul", "min", "max"})
 
-# ---- tensor program
-# --------------------------------------------------------------------------------------------------
+# ---- tensor program ------------------------------------------------------------------------------
 
 
 def verify_program(program: Program) -> None:
     """Check a tensor program: every tensor is defined once and before it is read, every axis and every size
-    is bound, types and
-    shapes agree, reductions stand at the root. Raises InternalError.
+    is bound, types and shapes agree, reductions stand at the root. Raises InternalError.
     """
     _ProgramCheck(program).run()
 
@@ -229,20 +227,17 @@ def _stage_exprs(s: Stage) -> tuple[Expr, ...]:
             return (s.time.extent, *(e for b in s.body for e in (*_stage_exprs(b), *b.out.shape)))
 
 
-# ---- loop kernels
-# ----------------------------------------------------------------------------------------------------
+# ---- loop kernels --------------------------------------------------------------------------------
 
 
 def verify_kernel(kernel: Kernel, proofs: bool = True) -> None:
     """Check a loop kernel: axes are bound by a loop around them, buffers are parameters or allocated in
-    scope, indices have a
-    buffer's rank, and loops that are no plain ones have iterations that are provably independent. Raises
-    InternalError.
+    scope, indices have a buffer's rank, and loops that are no plain ones have iterations that are provably
+    independent. Raises InternalError.
 
     The proof is conservative: each iteration must stay within elements of its own in every buffer that it
-    writes. Without `proofs`
-    independence is taken for granted, as for legalised kernels, whose indices are shifts and masks that
-    prove nothing.
+    writes. Without `proofs` independence is taken for granted, as for legalised kernels, whose indices are
+    shifts and masks that prove nothing.
     """
     _KernelCheck(kernel, proofs).run()
 
@@ -367,8 +362,7 @@ class _KernelCheck:
             fail(self.where, f"{name} is inside another vector loop")
 
 
-# ---- independence
-# ----------------------------------------------------------------------------------------------------
+# ---- independence --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,8 +380,7 @@ class _Access:
 
 def independent(loop: For, where: str) -> None:
     """Raise InternalError unless every iteration of a loop provably stays within elements of its own, in
-    every buffer that the
-    loop writes and that is not an iteration's own.
+    every buffer that the loop writes and that is not an iteration's own.
     """
     if ix.number(loop.axis.extent) in (0, 1):
         return
@@ -528,8 +521,7 @@ def _at_least_0(p: ix.Poly, known: Iterable[ix.Poly]) -> bool:
 
 def _parts(e: Expr, a: Axis, inner: Iterable[Axis]) -> tuple[ix.Poly, ix.Poly, ix.Poly] | None:
     """(k, o, r) with e = o + k a + r, where o depends on neither `a` nor the inner axes and r holds the rest
-    and the plain number;
-    None where e is not linear in a.
+    and the plain number; None where e is not linear in a.
     """
     factor: ix.Poly = {}
     outer: ix.Poly = {}

@@ -28,9 +28,8 @@ _SAMPLES: tuple[tuple[int, ...], ...] = ((1,), (2,), (7,), (64,), (3, 5, 2, 17, 
 
 def verify_plan(plan: Plan) -> None:
     """Check a plan: sizes are defined before they are used, every tensor that a kernel takes has a place and
-    is written before it is read,
-    arena tensors alive at the same time do not overlap, packed weights are disjoint and all written,
-    outputs too. Raises InternalError.
+    is written before it is read, arena tensors alive at the same time do not overlap, packed weights are
+    disjoint and all written, outputs too. Raises InternalError.
     """
     _PlanCheck(plan).run()
 
@@ -74,8 +73,7 @@ class _PlanCheck:
         self._outputs()
         self._arena()
 
-    # ---- packing
-    # -----------------------------------------------------------------------------------------------------
+    # ---- packing ---------------------------------------------------------------------------------
 
     def _prepare(self, step: PrepareStep, where: str) -> None:
         for t in step.raw:
@@ -122,8 +120,7 @@ class _PlanCheck:
         if spans and max(end for _, end, _ in spans) > self.plan.weights_bytes:
             fail(self.where, f"weights end beyond {self.plan.weights_bytes} bytes")
 
-    # ---- steps
-    # -------------------------------------------------------------------------------------------------------
+    # ---- steps -----------------------------------------------------------------------------------
 
     def _early(self) -> None:
         """Sizes that follow from the inputs' alone, in the order of their definitions."""
@@ -247,8 +244,7 @@ class _PlanCheck:
             fail(where, f"{named(t.name)} lies in {place.kind}, not in {' or '.join(kinds)}")
         return place
 
-    # ---- memory
-    # ------------------------------------------------------------------------------------------------------
+    # ---- memory ----------------------------------------------------------------------------------
 
     def _outputs(self) -> None:
         if len(self.plan.outputs) != len(self.plan.output_names):

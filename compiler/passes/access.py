@@ -105,8 +105,7 @@ def has_guard(body: Expr) -> bool:
 @dataclass(frozen=True, slots=True)
 class Contraction:
     """A sum of products of two reads. Axes by where they occur: `m` in `left` and the result, `n` in `right`
-    and the result,
-    `batch` in all three, `k` the reduced ones.
+    and the result, `batch` in all three, `k` the reduced ones.
     """
 
     left: Load

@@ -1,12 +1,10 @@
 """Building the plan: which steps in which order, and where every tensor lies.
 
 Tensors of which all elements follow from the weights are worked out once, when the module is built
-(`prepare`). The others share one
-arena: tensors that are not alive at the same time may share bytes. Where all sizes are numbers, each gets
-the lowest offset that is
-free during its life (greedy by size, as in Pisarchyk and Lee 2020, "Efficient Memory Management for Deep
-Neural Net Inference");
-with symbolic sizes, tensors share slots whose sizes are worked out when run.
+(`prepare`). The others share one arena: tensors that are not alive at the same time may share bytes. Where
+all sizes are numbers, each gets the lowest offset that is free during its life (greedy by size, as in
+Pisarchyk and Lee 2020, "Efficient Memory Management for Deep Neural Net Inference"); with symbolic sizes,
+tensors share slots whose sizes are worked out when run.
 """
 
 from __future__ import annotations

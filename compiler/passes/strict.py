@@ -1,7 +1,6 @@
 """What FUSILE_VERIFY asks of a compilation: 1, every level is verified after every pass; 2, small programs
-and kernels are also interpreted
-before and after it on random inputs, and must agree. Used by tests and for hunting bugs of fusile; a
-failure is an InternalError.
+and kernels are also interpreted before and after it on random inputs, and must agree. Used by tests and for
+hunting bugs of fusile; a failure is an InternalError.
 """
 
 from __future__ import annotations
@@ -49,8 +48,7 @@ def _naming(step: str, check: Callable[[], None]) -> None:
         raise InternalError(f"After {step}: {e.what}", where=e.where, why=e.why) from e
 
 
-# ---- what the driver calls
-# -------------------------------------------------------------------------------------------
+# ---- what the driver calls -----------------------------------------------------------------------
 
 
 def check_graph(step: str, model: ir.Model) -> None:
@@ -94,8 +92,7 @@ def check_plan(program: Program, plan: Plan) -> None:
         same_plan(program, plan)
 
 
-# ---- agreement
-# -------------------------------------------------------------------------------------------------------
+# ---- agreement -----------------------------------------------------------------------------------
 
 
 def same_program(step: str, before: Program, after: Program) -> int:
@@ -190,8 +187,8 @@ def same_kernel(step: str, before: Kernel, after: Kernel) -> int:
 
 
 def _outcome(run: Callable[[], list[Array]], unrelated: bool = False) -> list[Array] | None:
-    """What a run answers; None where the random inputs do not make sense to it (`unrelated`: sizes "
-    "neither)."""
+    """What a run answers; None where the random inputs do not make sense to it (`unrelated`: sizes
+    neither)."""
     try:
         return run()
     except RunError:
@@ -230,8 +227,7 @@ def difference(a: Array, b: Array) -> str:
     return f"{count} of {a.size} elements differ, the first at {list(at)}: {a[at]} became {b[at]}"
 
 
-# ---- inputs and amounts
-# ----------------------------------------------------------------------------------------------
+# ---- inputs and amounts --------------------------------------------------------------------------
 
 
 def random_array(shape: Sequence[int], dtype: DType, rng: np.random.Generator) -> Array:

@@ -197,8 +197,8 @@ declare hidden i32 @fusile_enable_amx()
 
 
 def storage_bits(dtype: int) -> int:
-    """Bits that an element of a tensor takes, by ONNX code: at least a byte; 0 for strings and "
-    "unknown codes."""
+    """Bits that an element of a tensor takes, by ONNX code: at least a byte; 0 for strings and unknown
+    codes."""
     bits = BY_CODE[dtype].bits if dtype in BY_CODE else 0
     return max(8, bits) if bits else 0
 

@@ -6,7 +6,7 @@ loaded from it. FUSILE_CACHE=0 turns it off: then every entry is made anew, in a
 the process.
 
     <root>/<kind>/<key>/      one entry: its files and manifest.json (sizes, digests); the manifest's mtime is
-    the last use
+                              the last use
     <root>/files/<identity>   content digest of a file that was hashed before (see `Cache.fingerprint`)
     <root>/tmp/               entries being written, entries being removed
 """

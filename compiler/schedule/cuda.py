@@ -1,11 +1,10 @@
 """Rules that schedule a naive kernel for a GPU.
 
     points   one thread per point of the domain; reductions and private arrays of a few elements stay in
-    the thread
-    rows     one block per point of the domain; the loops inside are shared out among its threads, one
-    after another, and what they
-             leave for each other lies in shared memory, or in memory of the block's own where it is too
-             large or its size not known
+             the thread
+    rows     one block per point of the domain; the loops inside are shared out among its threads, one after
+             another, and what they leave for each other lies in shared memory, or in memory of the block's
+             own where it is too large or its size not known
     block    one block for everything: scans and scatters, whose steps follow each other
 
 Taking a rule away leaves a slower, correct kernel: loops that are not shared out run in one thread, or in
@@ -38,8 +37,8 @@ class Launch:
     """How a kernel is started: `form` is points, rows or block, `count` the number of points or rows.
 
     `shared` are arrays in shared memory, `scratch` those that the caller provides for each of `blocks`;
-    before the loops in `barriers` threads wait for each other, because one of them may
-    still read what the loop writes.
+    before the loops in `barriers` threads wait for each other, because one of them may still read what the
+    loop writes.
     """
 
     form: str
@@ -113,8 +112,7 @@ def _index_axes(s: Store) -> frozenset[Expr]:
     return frozenset().union(*(free(i) for i in s.index))
 
 
-# ---- the three forms --------------------------------------------------------------------------------------
-# ----------------------
+# ---- the three forms -----------------------------------------------------------------------------
 
 
 def _points(kernel: Kernel, axes: list[Axis], inside: Body) -> Kernel:
@@ -168,14 +166,12 @@ def _placed(arrays: list[Buffer]) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...
     return tuple(b for b in arrays if b in shared), tuple(b for b in arrays if b not in shared)
 
 
-# ---- sharing out a body among the threads of a block
-# ------------------------------------------------------------------------------
+# ---- sharing out a body among the threads of a block ---------------------------------------------
 
 
 def _together(body: Iterable[Stmt]) -> Body:
     """Statements that all threads of a block run: loops are shared out where their iterations are
-    independent, what is left that
-    writes arrays is one thread's, and numbers of their own are every thread's.
+    independent, what is left that writes arrays is one thread's, and numbers of their own are every thread's.
     """
     out: list[Stmt] = []
     for s in body:

@@ -1,9 +1,8 @@
 """Rewrites for targets whose compiler vectorises innermost loops alone: bring the contiguous axis inside,
 keep its accumulators in a row.
 
-Each rewrite keeps the meaning of what it rewrites, or refuses with a ScheduleError. Iterations of a sunk
-loop are independent and run
-in their old order each, so results keep their bits.
+Each rewrite keeps the meaning of what it rewrites, or refuses with a ScheduleError. Iterations of a sunk loop
+are independent and run in their old order each, so results keep their bits.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ from fusile.schedule.rewrites import ScheduleError
 Body = tuple[Stmt, ...]
 
 
-# ---- changing statements
-# ---------------------------------------------------------------------------------------------------------
+# ---- changing statements -------------------------------------------------------------------------
 
 
 def change(
@@ -139,17 +137,15 @@ def most(extent: Expr) -> Expr:
     return extent
 
 
-# ---- independence ------------------------------------------------------------------------------------------
-# ----------------------
+# ---- independence --------------------------------------------------------------------------------
 
 
 def check_independent(loop: For) -> None:
     """Refuse a loop of which two iterations may touch one element that one of them writes.
 
-    Every buffer that the body writes and does not allocate must be accessed, everywhere in the body, so
-    that in some dimension the
-    index is c * axis + r with the same c and the same values of outer loops, and with 0 <= r < c where
-    loops inside vary r.
+    Every buffer that the body writes and does not allocate must be accessed, everywhere in the body, so that
+    in some dimension the index is c * axis + r with the same c and the same values of outer loops, and with
+    0 <= r < c where loops inside vary r.
     """
     own = {s.buffer for s in walk(loop.body) if isinstance(s, Alloc)}
     inner = {s.axis for s in walk(loop.body) if isinstance(s, For)}
@@ -188,8 +184,7 @@ def independent(loop: For) -> bool:
     return True
 
 
-# ---- sinking -----------------------------------------------------------------------------------------------
-# ----------------------
+# ---- sinking -------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -269,8 +264,7 @@ def sink(loop: For, wanted: Callable[[For], bool]) -> Body:
     return _Sink(loop, wanted).run()
 
 
-# ---- invariants --------------------------------------------------------------------------------------------
-# ----------------------
+# ---- invariants ----------------------------------------------------------------------------------
 
 
 def raise_allocs(body: Body) -> Body:
@@ -309,9 +303,8 @@ class _Held:
 def hoist(body: Body, may_be_empty: Callable[[For], bool]) -> Body:
     """for l: y[l] += x[k] * w[l]  ->  local v = x[k]; for l: y[l] += v * w[l]
 
-    Reads that a loop does not change are made before it, unless the loop writes what they read, they are
-    made under a condition, or
-    the loop may have no iterations.
+    Reads that a loop does not change are made before it, unless the loop writes what they read, they are made
+    under a condition, or the loop may have no iterations.
     """
     out, floating = _hoisted(body, may_be_empty)
     assert not floating

@@ -1,11 +1,9 @@
 """Rules that schedule a naive kernel for Numba on a CPU.
 
-Numba's LLVM vectorises an innermost loop where it runs along contiguous memory and carries nothing from
-one iteration to the next. So
-the contiguous axis goes inside the reduction loops, with a row of accumulators; panels of packed weights
-are walked one after another;
-outer loops become tasks. Everything is decided from access maps and extents. Taking a rule away leaves a
-slower, correct kernel.
+Numba's LLVM vectorises an innermost loop where it runs along contiguous memory and carries nothing from one
+iteration to the next. So the contiguous axis goes inside the reduction loops, with a row of accumulators;
+panels of packed weights are walked one after another; outer loops become tasks. Everything is decided from
+access maps and extents. Taking a rule away leaves a slower, correct kernel.
 """
 
 from __future__ import annotations
@@ -36,8 +34,8 @@ PARALLEL_WORK = 1_000_000
 
 
 def schedule(kernel: Kernel) -> Kernel:
-    """A kernel whose innermost loops vectorise and whose outermost loop is parallel where it is "
-    "large enough."""
+    """A kernel whose innermost loops vectorise and whose outermost loop is parallel where it is large
+    enough."""
     steps: list[str] = []
     body = drop_units(kernel.body)
     body = _panels(body, steps)
@@ -67,8 +65,7 @@ def _may_be_empty(loop: For) -> bool:
     return n == 0
 
 
-# ---- panels ------------------------------------------------------------------------------------------------
-# ----------------------
+# ---- panels --------------------------------------------------------------------------------------
 
 
 def _panels(body: Body, steps: list[str]) -> Body:
@@ -132,8 +129,7 @@ def _free(index: Iterable[Expr]) -> frozenset[Expr]:
     return frozenset().union(*(free(i) for i in index))
 
 
-# ---- which loop goes inside
-# ------------------------------------------------------------------------------------------------------
+# ---- which loop goes inside ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -206,8 +202,8 @@ def _gain(loop: For, found: list[_Inner]) -> tuple[float, set[Store]]:
 
 
 def _improve(body: Body, steps: list[str]) -> Body:
-    """Sink the loops that gain by it: for every nest the one loop, or the several inner ones, that "
-    "save most."""
+    """Sink the loops that gain by it: for every nest the one loop, or the several inner ones, that save
+    most."""
     found = _stores(body)
     chosen: dict[For, set[Store]] = {}
 
@@ -298,8 +294,7 @@ def _sink_one(loop: For, better: set[Store], steps: list[str], outermost: bool) 
     return (replace(halves, body=sink(lanes, lambda f: any(s in moved for s in walk(f.body)))),)
 
 
-# ---- tasks -------------------------------------------------------------------------------------------------
-# ----------------------
+# ---- tasks ---------------------------------------------------------------------------------------
 
 
 def work(body: Iterable[Stmt]) -> int:
@@ -321,9 +316,8 @@ def work(body: Iterable[Stmt]) -> int:
 def _parallel(body: Body, steps: list[str]) -> Body:
     """Outer loops as tasks; arrays are made once per task.
 
-    Which loops depends on the shape of the nest alone, so that kernels that differ in sizes stay alike:
-    all that walk over rows, less
-    the innermost of three or more, and never the loop that is vectorised.
+    Which loops depends on the shape of the nest alone, so that kernels that differ in sizes stay alike: all
+    that walk over rows, less the innermost of three or more, and never the loop that is vectorised.
     """
     if len(body) != 1 or not isinstance(body[0], For) or work(body) < PARALLEL_WORK:
         return raise_allocs(body)

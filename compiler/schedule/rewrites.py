@@ -1,8 +1,8 @@
 """Rewrites of loops. Each keeps the meaning of what it rewrites, or refuses with a ScheduleError.
 
 A loop here is a `For` statement; a rewrite answers the statements that take its place. Data loops (whose
-iterations write different
-elements) may be split, reordered, jammed and vectorised; accumulation loops keep their order.
+iterations write different elements) may be split, reordered, jammed and vectorised; accumulation loops keep
+their order.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ def vectorise(loop: For, lanes: int, jam: int) -> Body:
     is left over.
 
     What is left over is one register tile under a mask where N is a number, and a loop of masked vectors
-    where it is not.
-    Refuses a loop whose iterations may touch the same element.
+    where it is not. Refuses a loop whose iterations may touch the same element.
     """
     check_independent(loop)
     n = loop.axis.extent

@@ -1,9 +1,8 @@
 """The register tile: how many rows and vectors of a contraction are accumulated side by side.
 
-A small cost model in cycles per step of the reduced loop, for a core that issues two fused multiply-adds
-and two loads per cycle, with
-four cycles of latency, and reads panels from its second-level cache at about 24 bytes per cycle (measured;
-see docs/performance.md).
+A small cost model in cycles per step of the reduced loop, for a core that issues two fused multiply-adds and
+two loads per cycle, with four cycles of latency, and reads panels from its second-level cache at about 24
+bytes per cycle (measured; see docs/performance.md).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Expressions as lines of Python: shared parts get names, branches of a select stay unevaluated "
-"where they are not chosen."""
+"""Expressions as lines of Python: shared parts get names, branches of a select stay unevaluated where they
+are not chosen."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ WIDTH = 100
 LONGEST = 56
 """An operand with a longer text gets a line of its own."""
 LARGEST_LITERAL = 5
-"""Sizes above this are not part of a kernel's structure: kernels that differ in them alone share "
-"one function."""
+"""Sizes above this are not part of a kernel's structure: kernels that differ in them alone share one
+function."""
 
 
 class Lines:

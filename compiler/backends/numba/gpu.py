@@ -19,8 +19,8 @@ def launch_of(kernel: Kernel) -> Launch:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """Numba on a GPU: rows are blocks, points and shared-out loops are threads, locals lie in the "
-    "thread, the block or given memory."""
+    """Numba on a GPU: rows are blocks, points and shared-out loops are threads, locals lie in the thread, the
+    block or given memory."""
 
     static_shapes: bool = True
 

@@ -1,5 +1,5 @@
-"""Helper functions of an emitted module: what scalar operations mean where Python's operators do "
-"not say it."""
+"""Helper functions of an emitted module: what scalar operations mean where Python's operators do not say
+it."""
 
 from __future__ import annotations
 

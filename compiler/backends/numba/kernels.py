@@ -1,5 +1,5 @@
-"""Loop kernels as Python functions: one text per structure, shared by the kernels that differ in "
-"sizes alone."""
+"""Loop kernels as Python functions: one text per structure, shared by the kernels that differ in sizes
+alone."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class Template:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Function:
-    """A kernel function of the module; `extra` are the values of its size arguments, one list per "
-    "argument, by kernel."""
+    """A kernel function of the module; `extra` are the values of its size arguments, one list per argument,
+    by kernel."""
 
     name: str
     text: str
@@ -123,8 +123,8 @@ class Dialect(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What kernels take from their module: helpers by operation, numbers of sites, and which "
-    "tensors are weights."""
+    """What kernels take from their module: helpers by operation, numbers of sites, and which tensors are
+    weights."""
 
     use: scalars.Use
     site: Callable[[str], int]
@@ -349,8 +349,8 @@ _INNER_WORDS = {"sum": "total", "max": "largest", "min": "smallest"}
 
 
 def local_name(b: Buffer) -> str:
-    """A short name of a local, the same for equal kernels of different nodes: definitions name "
-    "their inner tensors, models the others."""
+    """A short name of a local, the same for equal kernels of different nodes: definitions name their inner
+    tensors, models the others."""
     found = _PLAIN.search(b.name.removesuffix("_acc"))
     if found is None:
         return b.name if b.name in ("v", "at") else "acc"
@@ -390,8 +390,8 @@ class Library:
 
 
 def _merged(members: list[tuple[Kernel, Template]], name: str) -> tuple[Function, list[tuple[Expr, ...]]]:
-    """One function for kernels of one structure: literals on which all agree stay, the others are "
-    "arguments."""
+    """One function for kernels of one structure: literals on which all agree stay, the others are
+    arguments."""
     first = members[0][1]
     columns = list(zip(*(t.holes for _, t in members), strict=True))
     arguments: dict[tuple[Expr, ...], str] = {}

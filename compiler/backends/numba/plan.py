@@ -1,5 +1,5 @@
-"""A plan as Python: `prepare`, which lays the weights out, and `run`, which works sizes out and "
-"calls kernels."""
+"""A plan as Python: `prepare`, which lays the weights out, and `run`, which works sizes out and calls
+kernels."""
 
 from __future__ import annotations
 
@@ -295,8 +295,8 @@ class PlanPrinter:
 
 
 def raw_names(plan: Plan) -> dict[Tensor, str]:
-    """Names for the tensors that `prepare` starts from, each its own: constants that definitions "
-    "make may share one."""
+    """Names for the tensors that `prepare` starts from, each its own: constants that definitions make may
+    share one."""
     out: dict[Tensor, str] = {}
     taken: set[str] = set()
     for step in plan.prepare:

@@ -43,8 +43,8 @@ CAPABILITIES = Capabilities(
     storage_casts=casts_between(SMALL_FLOATS),
     saturating_casts=True,
 )
-"""Everything is printed for machine types, partial operations as helpers; small floats are words "
-"with conversions."""
+"""Everything is printed for machine types, partial operations as helpers; small floats are words with
+conversions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ class Text:
 
 
 def word(t: DType) -> DType:
-    """The type in which Numba sees a value: machine types as they are, bools as bools, small "
-    "floats and packed integers as words."""
+    """The type in which Numba sees a value: machine types as they are, bools as bools, small floats and
+    packed integers as words."""
     if t is BOOL:
         return t
     return I8 if t.kind == "i" and t.bits < 8 else storage_of(t).word
@@ -138,8 +138,8 @@ Use = Callable[[str, DType], str]
 
 
 def operation(op: str, t: DType, result: DType, args: list[Text], divisor: Number | None, use: Use) -> Text:
-    """An operation on values of type `t`. `divisor` is the value of the last argument where that "
-    "is a literal."""
+    """An operation on values of type `t`. `divisor` is the value of the last argument where that is a
+    literal."""
     if op == "cast":
         return _cast(t, result, args[0], use)
     if op == "bitcast":

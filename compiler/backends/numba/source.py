@@ -66,8 +66,8 @@ FRAME = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a target brings: the folder of its templates, how kernels print, how plans print, which "
-    "functions are expressions of ours."""
+    """What a target brings: the folder of its templates, how kernels print, how plans print, which functions
+    are expressions of ours."""
 
     name: str
     dialect: Dialect
@@ -82,8 +82,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """An emitted module in parts. `kernels` gives each kernel's function; `raw` the initialisers "
-    "that `prepare` asks for."""
+    """An emitted module in parts. `kernels` gives each kernel's function; `raw` the initialisers that
+    `prepare` asks for."""
 
     text: str
     functions: tuple[Function, ...]
