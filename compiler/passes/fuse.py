@@ -1,10 +1,8 @@
 """Grouping: stages that share their outer loops become one kernel.
 
 A group has a domain, the outer axes that all its stages run over; whatever a stage reads of the group at
-the same point of the domain
-needs no memory outside the iteration. Legality is read off access maps; profit is the bytes not stored and
-loaded; every refusal is a
-sentence in the log.
+the same point of the domain needs no memory outside the iteration. Legality is read off access maps;
+profit is the bytes not stored and loaded; every refusal is a sentence in the log.
 """
 
 from __future__ import annotations

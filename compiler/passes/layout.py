@@ -1,11 +1,9 @@
 """Layouts: the order of a tensor's dimensions in memory, chosen over the whole program.
 
 A tensor is stored row-major; another layout is another tensor with its dimensions permuted, which the
-defining stage writes and all
-readers read. Contractions whose reduced channel lies outside their spatial axes (convolutions over NCHW
-data), and sliding windows, ask
-for the channel to be innermost; stages that run over equal indices hand the wish on. Inputs and outputs of
-the program keep their order.
+defining stage writes and all readers read. Contractions whose reduced channel lies outside their spatial
+axes (convolutions over NCHW data), and sliding windows, ask for the channel to be innermost; stages that
+run over equal indices hand the wish on. Inputs and outputs of the program keep their order.
 """
 
 from __future__ import annotations

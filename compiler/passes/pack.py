@@ -1,11 +1,10 @@
 """Rewrites of contractions and reductions at the level of the tensor program, before loops exist.
 
-`pack`: the operand that runs along the vector axis is read from panels of that many columns, contiguous in
-the order of the inner loop.
-Panels of weights are made once, when the module is built. `split_reductions`: a reduction along contiguous
-memory becomes one per lane and
-a small tree over the lanes (a stated reassociation: sums are taken in `lanes` interleaved parts, whatever
-the number of threads).
+`pack`: the operand that runs along the vector axis is read from panels of that many columns, contiguous
+in the order of the inner loop. Panels of weights are made once, when the module is built.
+`split_reductions`: a reduction along contiguous memory becomes one per lane and a small tree over the
+lanes (a stated reassociation: sums are taken in `lanes` interleaved parts, whatever the number of
+threads).
 """
 
 from __future__ import annotations

@@ -44,8 +44,9 @@ LEAST_STRIDE = 8
 MOST_PIECES = 9
 """Into how many loops one with conditions on its axis may be cut."""
 STREAM_BYTES = 1 << 25
-"""Elementwise results above this size do not stay in a cache until they are read: they are written "
-"around it."""
+"""Elementwise results above this size do not stay in a cache until they are read: they are written
+around it.
+"""
 
 
 def schedule(kernel: Kernel, target: TargetSpec) -> Kernel:
@@ -75,8 +76,7 @@ def variants(kernel: Kernel, target: TargetSpec, aligned: Callable[[Buffer], boo
     """The kernels for a naive one, each with the sizes for which it is meant: the last takes all.
 
     An elementwise kernel whose result outgrows the caches writes it with streaming stores; where its size
-    is symbolic, that is a variant
-    of its own. `aligned` says which buffers begin at a multiple of 64 bytes.
+    is symbolic, that is a variant of its own. `aligned` says which buffers begin at a multiple of 64 bytes.
     """
     usual = schedule(kernel, target)
     flowing = streamed(usual, aligned, target)
@@ -165,8 +165,7 @@ def wrap(axes: Sequence[Axis], body: Body, kind: Kind = Kind.SERIAL) -> Body:
     return body
 
 
-# ---- whole nests -------------------------------------------------------------------------------------------
-# ----------------------
+# ---- whole nests ---------------------------------------------------------------------------------
 
 
 def nest(loop: For, m: Registers, steps: list[str]) -> Body:
@@ -332,8 +331,7 @@ def _amount(body: Body) -> int:
     return total
 
 
-# ---- tiles -------------------------------------------------------------------------------------------------
-# ----------------------
+# ---- tiles ---------------------------------------------------------------------------------------
 
 
 def _tiled(axes: list[Axis], body: Body, along: Axis, m: Registers, steps: list[str]) -> Body:
@@ -522,8 +520,7 @@ def _order(axes: Sequence[Axis], body: Body, along: Axis, row: Axis | None) -> l
     return [*outer, along, *others, *([row] if row is not None else [])]
 
 
-# ---- rows --------------------------------------------------------------------------------------------------
-# ----------------------
+# ---- rows ----------------------------------------------------------------------------------------
 
 
 def _rows(axes: list[Axis], body: Body, m: Registers, steps: list[str]) -> Body:

@@ -240,8 +240,7 @@ class PlanPrinter:
         f = self._start("plan_scratch")
         return f.finish("i64 @plan_scratch(ptr %dims)", f"ret i64 {f.size(self._early_kernels())}")
 
-    # ---- the run -------------------------------------------------------------------------------------------
-    # -----------------------
+    # ---- the run ---------------------------------------------------------------------------------
 
     def _run(self) -> str:
         f = self._start("plan_run")
@@ -400,8 +399,7 @@ class PlanPrinter:
 
     _scratch_name = "%scratch"
 
-    # ---- packing weights -----------------------------------------------------------------------------------
-    # -----------------------
+    # ---- packing weights -------------------------------------------------------------------------
 
     def _prepare(self) -> str:
         f = _Printer(self.module, "plan_prepare")
