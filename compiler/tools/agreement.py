@@ -12,6 +12,8 @@ import numpy as np
 from fusile.runtime.module import Array, Value
 
 DEFAULT_BOUND = 1e-3
+LEAST_SCALE = 1e-6
+"""The root mean square below which an answer counts as nothing: 1e-10 where 0 is expected is no difference."""
 BOUNDS: Mapping[str, float] = {"float16": 1e-2, "bfloat16": 5e-2, "8-bit integers": 2e-2, "bf16": 5e-2}
 """Wider bounds: results in float16 and bfloat16, 8-bit quantised weights, and matrix work in bfloat16."""
 
@@ -85,7 +87,7 @@ def error(got: Array, want: Array) -> float:
 
     For floats the largest difference over the root mean square of what is expected, over the whole
     array and, ten times looser, over each slice along each axis (of 2 to 4096 slices, 16 elements or
-    more each), so that small columns beside large ones count. For integers, booleans and strings the
+    more each), so that small columns beside large ones count. The scale is never below LEAST_SCALE. For integers, booleans and strings the
     share that differs. Infinite where NaNs or infinities are not in the same places.
     """
     if want.size == 0:
@@ -104,7 +106,7 @@ def error(got: Array, want: Array) -> float:
         return math.inf
     gap = np.abs(np.where(finite, g, 0) - np.where(finite, w, 0))
     power = np.abs(np.where(finite, w, 0)) ** 2
-    scale = math.sqrt(power.sum() / max(1, int(finite.sum()))) + 1e-12
+    scale = math.sqrt(power.sum() / max(1, int(finite.sum()))) + LEAST_SCALE
     worst = float(gap.max()) / scale
     for axis in range(w.ndim):
         count = w.shape[axis]
@@ -112,7 +114,9 @@ def error(got: Array, want: Array) -> float:
             continue
         others = tuple(other for other in range(w.ndim) if other != axis)
         local = np.sqrt(power.sum(others) / np.maximum(1, finite.sum(others)))
-        worst = max(worst, 0.1 * float((gap.max(others) / np.maximum(local, 1e-3 * scale)).max()))
+        worst = max(
+            worst, 0.1 * float((gap.max(others) / np.maximum(local, max(1e-3 * scale, LEAST_SCALE))).max())
+        )
     return worst
 
 

@@ -274,3 +274,29 @@ def test_bench_does_not_praise_wrong_answers(chain: onnx.ModelProto, monkeypatch
 def test_bench_refuses_targets_that_it_cannot_measure(chain: onnx.ModelProto) -> None:
     with pytest.raises(fusile.UsageError, match="'torch'"):
         fusile.bench(chain, target="torch")
+
+
+def test_rounding_that_a_model_multiplies_is_no_difference() -> None:
+    steps = 16  # each doubles what rounding did, about: y = 3.9 x (1 - x)
+    nodes = [helper.make_node("Sigmoid", ["x"], ["s0"])]
+    for k in range(steps):
+        nodes.append(helper.make_node("Sub", ["one", f"s{k}"], [f"d{k}"]))
+        nodes.append(helper.make_node("Mul", [f"s{k}", f"d{k}"], [f"m{k}"]))
+        nodes.append(helper.make_node("Mul", [f"m{k}", "rate"], [f"s{k + 1}"]))
+    graph = helper.make_graph(
+        nodes,
+        "logistic",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [512])],
+        [helper.make_tensor_value_info(f"s{steps}", TensorProto.FLOAT, [512])],
+        [
+            numpy_helper.from_array(np.float32(1), "one"),
+            numpy_helper.from_array(np.float32(3.9), "rate"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    report = fusile.verify(model)
+    (output,) = report.cases[0].outputs
+    assert report.ok
+    assert output.error > 1e-3
+    assert "to rounding" in output.why
+    assert not fusile.verify(model, bound=1e-3, search=False).ok  # a bound that is given is taken as it is
