@@ -13,7 +13,7 @@ from fusile.runtime.module import Array, Value
 
 DEFAULT_BOUND = 1e-3
 LEAST_SCALE = 1e-6
-"""The root mean square below which an answer counts as nothing: 1e-10 where 0 is expected is no difference."""
+"""The least root mean square that counts: 1e-10 where 0 is expected is no difference."""
 BOUNDS: Mapping[str, float] = {"float16": 1e-2, "bfloat16": 5e-2, "8-bit integers": 2e-2, "bf16": 5e-2}
 """Wider bounds: results in float16 and bfloat16, 8-bit quantised weights, and matrix work in bfloat16."""
 
@@ -87,8 +87,9 @@ def error(got: Array, want: Array) -> float:
 
     For floats the largest difference over the root mean square of what is expected, over the whole
     array and, ten times looser, over each slice along each axis (of 2 to 4096 slices, 16 elements or
-    more each), so that small columns beside large ones count. The scale is never below LEAST_SCALE. For integers, booleans and strings the
-    share that differs. Infinite where NaNs or infinities are not in the same places.
+    more each), so that small columns beside large ones count. No scale is below LEAST_SCALE. For
+    integers, booleans and strings the share that differs. Infinite where NaNs or infinities are not in
+    the same places.
     """
     if want.size == 0:
         return 0.0

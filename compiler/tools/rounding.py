@@ -22,7 +22,7 @@ from fusile.tools.engines import Run
 TRIES = 4
 """Draws of which inputs move up and which move down."""
 ALLOWANCE = 4.0
-"""An engine rounds in every node, not in the inputs alone: how much further than they it may move an answer."""
+"""An engine rounds in every node, not in the inputs alone: how much further it may move an answer."""
 
 
 def moved(value: Value, generator: np.random.Generator) -> Value:
