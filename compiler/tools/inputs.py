@@ -34,7 +34,8 @@ def draw(
     one. Raises UsageError for inputs that are no tensors, and where a shape cannot be worked out.
     """
     generator = np.random.default_rng(seed)
-    return {port.name: _draw(port, generator, dims or {}, limit) for port in ports}
+    sizes = _symbols(ports, dims or {})
+    return {port.name: _draw(port, generator, sizes, limit) for port in ports}
 
 
 def draw_accepted(
@@ -61,7 +62,8 @@ def draw_accepted(
 
 def sizes_for(ports: Sequence[Port], dims: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     """The concrete shape of every tensor port: given sizes first, sensible ones for the other symbols."""
-    return {port.name: _shape(port, dims) for port in ports if port.shape is not None}
+    sizes = _symbols(ports, dims)
+    return {port.name: _shape(port, sizes) for port in ports if port.shape is not None}
 
 
 def read_inputs(texts: Sequence[str], ports: Sequence[Port]) -> dict[str, Value]:
@@ -161,6 +163,16 @@ def _smooth(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return values
 
 
+def _symbols(ports: Sequence[Port], dims: Mapping[str, int]) -> dict[str, int]:
+    """A size for every symbol that stands alone in some port, so that `past + 1` fits to `past`."""
+    sizes = dict(dims)
+    for port in ports:
+        for axis, dim in enumerate(port.shape or ()):
+            if isinstance(dim, str) and dim not in sizes and dim.isidentifier():
+                sizes[dim] = _usual(port, axis)
+    return sizes
+
+
 def _shape(port: Port, dims: Mapping[str, int]) -> tuple[int, ...]:
     if port.shape is None:
         raise UsageError(
@@ -188,6 +200,11 @@ def _size(port: Port, axis: int, dim: int | str | None, dims: Mapping[str, int])
         worked_out = _evaluate(dim, dims)
         if worked_out is not None:
             return worked_out
+    return _usual(port, axis)
+
+
+def _usual(port: Port, axis: int) -> int:
+    """A sensible size for an axis of which nothing is known."""
     if axis == 0:
         return 1
     return _IMAGE_SIDE if len(port.shape or ()) == 4 and axis >= 2 else _OTHER_SIZE

@@ -300,3 +300,12 @@ def test_rounding_that_a_model_multiplies_is_no_difference() -> None:
     assert output.error > 1e-3
     assert "to rounding" in output.why
     assert not fusile.verify(model, bound=1e-3, search=False).ok  # a bound that is given is taken as it is
+
+
+def test_sizes_that_are_sums_fit_to_the_symbols_in_them() -> None:
+    ports = [
+        Port("mask", "tensor(float)", np.dtype(np.float32), (1, "past + 1")),
+        Port("keys", "tensor(float)", np.dtype(np.float32), (4, "past", 8)),
+    ]
+    drawn = {name: np.shape(value) for name, value in draw(ports, 0).items()}
+    assert drawn["mask"][1] == drawn["keys"][1] + 1
