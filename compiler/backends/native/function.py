@@ -11,8 +11,16 @@ from fusile.ir.expr import Axis
 from fusile.ir.loops import Buffer
 from fusile.ir.types import DType
 
-METADATA = ("!0 = !{}", "!1 = !{i32 1}", '!2 = !{!"branch_weights", i32 1, i32 2000}')
-"""!0 marks loads from memory that nobody writes, !1 streaming stores, !2 branches that are hardly taken."""
+METADATA = (
+    "!0 = !{}",
+    "!1 = !{i32 1}",
+    '!2 = !{!"branch_weights", i32 1, i32 2000}',
+    "!3 = distinct !{!3, !4}",
+    '!4 = !{!"llvm.loop.unroll.disable"}',
+)
+"""!0 marks loads from memory that nobody writes, !1 streaming stores, !2 branches that are hardly taken, !3
+loops that stay loops.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,19 @@ from fusile.backends.native.operations import both
 from fusile.backends.native.values import Values
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis
-from fusile.ir.loops import Alloc, For, If, Kind, Stmt, Store
+from fusile.ir.loops import Alloc, For, If, Kind, Stmt, Store, walk
 from fusile.ir.types import I64
+
+SHORT_LOOP = 8
+"""Iterations up to which LLVM may lay a loop out flat, and the loop around it as well."""
+
+
+def _around_a_long_loop(loop: For) -> bool:
+    """Whether a loop is around one that stays a loop. Laying out such a loop flat makes copies of what is
+    inside and mixes their registers: accumulators spill in the innermost loop.
+    """
+    serial = (s for s in walk(loop.body) if isinstance(s, For) and s.kind is Kind.SERIAL)
+    return any((ix.number(s.axis.extent) or SHORT_LOOP + 1) > SHORT_LOOP for s in serial)
 
 
 class Statements:
@@ -80,7 +91,8 @@ class Statements:
             return
         extent = self.values.value(s.axis.extent, instances[0])
         assert not extent.lanes, f"the extent of the loop over {s.axis.name} differs between lanes"
-        with self._counting(("loop", "body", "exit"), "0", extent.text, "nuw nsw") as counter:
+        kept = ", !llvm.loop !3" if _around_a_long_loop(s) else ""
+        with self._counting(("loop", "body", "exit"), "0", extent.text, "nuw nsw", kept) as counter:
             self.memory.forget(s.body)
             self.values.depth[s.axis] = len(f.memo.stack)
             f.memo.put(s.axis, counter)
@@ -88,7 +100,9 @@ class Statements:
             self.memory.forget(s.body)
 
     @contextmanager
-    def _counting(self, names: tuple[str, str, str], first: str, end: str, flags: str) -> Iterator[Value]:
+    def _counting(
+        self, names: tuple[str, str, str], first: str, end: str, flags: str, metadata: str = ""
+    ) -> Iterator[Value]:
         """The blocks of a loop over numbers from `first` below `end`; what is printed inside is its body."""
         f = self.f
         head, body, done = (f.label(name) for name in names)
@@ -104,7 +118,7 @@ class Statements:
         with f.memo.inner():
             yield Value(counter, I64)
         f.lines.append(f"  {following} = add {flags} i64 {counter}, 1")
-        f.lines.append(f"  br label %{head}")
+        f.lines.append(f"  br label %{head}{metadata}")
         f.lines[at] = f"  {counter} = phi i64 [ {first}, %{before} ], [ {following}, %{f.block} ]"
         f.start(done)
 
