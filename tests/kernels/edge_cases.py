@@ -178,6 +178,7 @@ CUTS = [
     Case("empty_part", "Concat", (f32(2, 3), f32(2, 0), f32(2, 4)), {"axis": 1}),
     Case("uneven", "Split", (f32(7, 2),), {"axis": 0, "num_outputs": 3}, outputs=3),
     Case("named", "Split", (f32(2, 7), i64([2, 0, 5])), {"axis": -1}, fixed=(1,), outputs=3),
+    Case("when_run", "Split", (f32(2, 7), i64([2, 0, 5])), {"axis": -1}, outputs=3),
     Case("reflect", "Pad", (f32(4, 5), i64([3, 1, 2, 4])), {"mode": "reflect"}, fixed=(1,)),
     Case("edge", "Pad", (f32(4, 5), i64([3, 1, 2, 7])), {"mode": "edge"}, fixed=(1,)),
     Case("wrap", "Pad", (f32(4, 5), i64([3, 1, 2, 4])), {"mode": "wrap"}, fixed=(1,)),
