@@ -18,6 +18,7 @@ MECHANISMS: dict[str, str] = {
         hannwindow blackmanwindow_symmetric_expanded split_variable_parts_1d_opset18
         split_variable_parts_2d_opset13 split_zero_size_splits_opset18 reshape_one_dim
     """,
+    "sizes that go with empty loops": "tril_zero triu_zero",
     "remainders of floats": """
         mod_float16_mixed_sign_fmod_0 mod_float32_mixed_sign_fmod_0 mod_float64_mixed_sign_fmod_0
         mod_float_edge_cases_fmod_0_float32 mod_mixed_sign_float32 gridsample_reflection_padding
