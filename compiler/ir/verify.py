@@ -444,7 +444,9 @@ def _reads(e: Expr, conditions: tuple[Expr, ...]) -> Iterator[_Access]:
             yield _Access(x.source, x.index, known)
         if isinstance(x, Apply) and x.op == "select":
             test, yes, no = x.args
-            pending += [(test, known), (yes, (*known, test)), (no, known)]
+            # Only what says something counts: the ways through a chain of selects double with every link.
+            says = any(True for _ in _holds(test))
+            pending += [(test, known), (yes, (*known, test) if says else known), (no, known)]
         else:
             pending += [(c, known) for c in x.children]
 

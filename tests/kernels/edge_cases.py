@@ -308,6 +308,7 @@ ELEMENTWISE = [
     ),
     Case("tensors", "Pow", (np.abs(f32(5)), f32(5, seed=1))),
     Case("integer_base", "Pow", (ints(2, -3, 5), ints(3, 3, 0))),
+    Case("integers", "Pow", (ints(2, -3, 5, 0, -1, 7), ints(62, 3, 0, 0, 2**40 + 1, 1))),
     Case("integer_exponent", "Pow", (f32(3), ints(2, 3, 0))),
     Case("both", "Clip", (f32(20), np.array(-0.5, np.float32), np.array(0.5, np.float32)), fixed=(1, 2)),
     Case("upper", "Clip", (f32(20), None, np.array(0.5, np.float32))),

@@ -19,6 +19,7 @@ MECHANISMS: dict[str, str] = {
         split_variable_parts_2d_opset13 split_zero_size_splits_opset18 reshape_one_dim
     """,
     "sizes that go with empty loops": "tril_zero triu_zero",
+    "powers of integers": "pow_types_int32_int32 pow_types_int64_int64 pow_types_int64_float32",
     "remainders of floats": """
         mod_float16_mixed_sign_fmod_0 mod_float32_mixed_sign_fmod_0 mod_float64_mixed_sign_fmod_0
         mod_float_edge_cases_fmod_0_float32 mod_mixed_sign_float32 gridsample_reflection_padding

@@ -131,6 +131,34 @@ def test_sizes_that_contradict_each_other_are_said() -> None:
         module(noise(1, 4), noise(2, 3))
 
 
+@pytest.mark.parametrize("op", ["LeakyRelu", "Where"])
+def test_chains_of_selects_are_printed_once(op: str, reference: Reference) -> None:
+    """Sizes with a rest, which is read under a mask; every link reads the one before in both of its arms."""
+    node = helper.make_node
+    links = [("x" if k == 0 else f"v{k - 1}", f"v{k}") for k in range(24)]
+    if op == "Where":
+        chain = [
+            made
+            for k, (a, y) in enumerate(links)
+            for made in (
+                node("Mul", [a, "half"], [f"m{k}"]),
+                node("Less", ["x", f"at{k}"], [f"c{k}"]),
+                node("Where", [f"c{k}", f"m{k}", a], [y]),
+            )
+        ]
+    else:
+        chain = [node("LeakyRelu", [a], [y], alpha=0.9) for a, y in links]
+    weights = {f"at{k}": np.array(k / 12 - 1, np.float32) for k in range(24)}
+    model = models.make(
+        chain,
+        {"x": (TensorProto.FLOAT, ["n"])},
+        {"v23": (TensorProto.FLOAT, ["n"])},
+        {"half": np.array(0.5, np.float32), **weights} if op == "Where" else {},
+    )
+    feeds = {"x": noise(5, 37)}
+    assert_close(compiled(model)(**feeds), reference(model, feeds), 1e-6)
+
+
 def test_symbols_are_checked_before_the_run() -> None:
     with pytest.raises(FeedError, match="wrong shape"):
         compiled(models.conv_net())(np.zeros((1, 4, 13, 17), np.float32))

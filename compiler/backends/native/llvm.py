@@ -133,6 +133,8 @@ class FunctionPrinter:
         self.offsets, _ = scratch_layout(kernel.body)
         self.depends_memo: dict[Expr, frozenset[Expr]] = {}
         self.depth: dict[Axis, int] = {}
+        self.wider: dict[str, str] = {}
+        self.agreed: dict[Expr, set[Expr]] = {}
         self.block = "entry"
 
     # ---- text ----------------------------------------------------------------------------------------------
@@ -333,10 +335,15 @@ class FunctionPrinter:
             self.start(done)
 
     def _both(self, a: Value | None, b: Value) -> Value:
+        """A mask narrowed by a condition."""
         if a is None:
+            self.wider[b.text] = ""
             return b
+        within = a.text
         a, b = self._same_lanes(a, b)
-        return Value(self.emit(f"and {self.type_of(BOOL, a.lanes)} {a.text}, {b.text}"), BOOL, a.lanes)
+        both = Value(self.emit(f"and {self.type_of(BOOL, a.lanes)} {a.text}, {b.text}"), BOOL, a.lanes)
+        self.wider[both.text] = within
+        return both
 
     def _alloc(self, b: Buffer, instances: list[Instance]) -> None:
         if b.scope == "scratch":
@@ -384,14 +391,15 @@ class FunctionPrinter:
             assert found is not None, f"{e.name} has no value in {self.part.symbol}"
             return found
         needs = self.depends(e)
-        key = (
-            e,
-            tuple(k for a, k in i.places if a in needs),
-            self._versions(e),
-            i.mask.text if i.mask and self._reads(e) else "",
-        )
-        found = self.memo.get(key)
-        return found if found is not None else self.memo.put(key, self._print(e, i))
+        place, version = tuple(k for a, k in i.places if a in needs), self._versions(e)
+        mask = i.mask.text if i.mask and self._reads(e) else ""
+        under: str | None = mask
+        while under is not None:  # what was read for more lanes serves these too
+            found = self.memo.get((e, place, version, under))
+            if found is not None:
+                return found
+            under = self.wider.get(under)
+        return self.memo.put((e, place, version, mask), self._print(e, i))
 
     def _reads(self, e: Expr) -> bool:
         return any(isinstance(n, (Load, Guard)) for n in nodes(e))
@@ -590,20 +598,51 @@ class FunctionPrinter:
     # -------------------------
 
     def _select(self, e: Apply, i: Instance) -> Value:
-        """Reads in an arm happen only where the arm is taken, unless they are provably inside "
-        "their buffers."""
+        """Reads in an arm happen only where the arm is taken, unless they are provably inside their buffers
+        or both arms need them.
+        """
         test = self.value(e.args[0], i)
+        risky = [self._is_risky(arm) for arm in e.args[1:]]
+        if all(risky):
+            # Once for all lanes: read again in each arm, a chain of selects would double with every link.
+            shared = self._agreed(e)
+            for n in nodes(e.args[1]):
+                if n in shared and self._reads(n):
+                    self.value(n, i)
         arms = []
-        for arm, wanted in ((e.args[1], True), (e.args[2], False)):
-            risky = any(
-                isinstance(n, Guard) or (isinstance(n, Load) and not self._safe(n)) for n in nodes(arm)
-            )
-            if risky:
+        for arm, wanted, alone in zip(e.args[1:], (True, False), risky, strict=True):
+            if alone:
                 taken = test if wanted else self._apply("not", [test], BOOL)
                 arms.append(self.value(arm, Instance(i.places, self._both(i.mask, taken))))
             else:
                 arms.append(self.value(arm, i))
         return self._pick(test, arms[0], arms[1])
+
+    def _is_risky(self, arm: Expr) -> bool:
+        return any(isinstance(n, Guard) or (isinstance(n, Load) and not self._safe(n)) for n in nodes(arm))
+
+    def _certain(self, e: Expr) -> set[Expr]:
+        """The parts of an expression that are worked out whichever arms its selects take."""
+        found: set[Expr] = set()
+        pending = [e]
+        while pending:
+            x = pending.pop()
+            if x in found:
+                continue
+            found.add(x)
+            if isinstance(x, Apply) and x.op == "select":
+                pending.append(x.args[0])
+                found |= self._agreed(x)
+            else:
+                pending.extend(x.children)
+        return found
+
+    def _agreed(self, e: Apply) -> set[Expr]:
+        """What both arms of a select need."""
+        known = self.agreed.get(e)
+        if known is None:
+            known = self.agreed[e] = self._certain(e.args[1]) & self._certain(e.args[2])
+        return known
 
     def _safe(self, x: Load) -> bool:
         return all(ix.within(at, n) for at, n in zip(x.index, x.source.shape, strict=True))
