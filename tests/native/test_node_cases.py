@@ -20,6 +20,12 @@ MECHANISMS: dict[str, str] = {
     """,
     "sizes that go with empty loops": "tril_zero triu_zero",
     "powers of integers": "pow_types_int32_int32 pow_types_int64_int64 pow_types_int64_float32",
+    "elements below eight bits": """
+        cast_FLOAT_to_INT4 cast_FLOAT16_to_UINT4 cast_INT4_to_FLOAT cast_UINT4_to_UINT8 cast_INT4_to_INT8
+        dequantizelinear_int2 dequantizelinear_uint2 dequantizelinear_int4 quantizelinear_int4
+        quantizelinear_uint2 quantizelinear_float4e2m1 cast_FLOAT_to_FLOAT4E2M1
+    """,
+    "bits of bools": "bitcast_bool_to_uint8",
     "remainders of floats": """
         mod_float16_mixed_sign_fmod_0 mod_float32_mixed_sign_fmod_0 mod_float64_mixed_sign_fmod_0
         mod_float_edge_cases_fmod_0_float32 mod_mixed_sign_float32 gridsample_reflection_padding

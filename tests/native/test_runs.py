@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import native_models as models
 import numpy as np
 import onnx
@@ -129,6 +130,37 @@ def test_sizes_that_contradict_each_other_are_said() -> None:
     np.testing.assert_array_equal(module(noise(1, 4), noise(2, 4))[0], noise(1, 4) + noise(2, 4))
     with pytest.raises(RunError, match="Sizes do not fit together"):
         module(noise(1, 4), noise(2, 3))
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "int2", "uint2", "float4_e2m1fn"])
+@pytest.mark.parametrize("target", ["native", "numba"])
+def test_elements_below_eight_bits(name: str, target: str) -> None:
+    """As weights, as inputs whatever is in the upper bits of their bytes, and as outputs; sizes with a rest."""
+    dtype = np.dtype(getattr(ml_dtypes, name))
+    code = helper.np_dtype_to_tensor_dtype(dtype)
+    node = helper.make_node
+    weights = np.random.default_rng(3).integers(0, 4, (5, 7)).astype(np.uint8).view(dtype)
+    graph = helper.make_graph(
+        [
+            node("Cast", ["w"], ["a"], to=TensorProto.FLOAT),
+            node("Cast", ["x"], ["b"], to=TensorProto.FLOAT),
+            node("Mul", ["a", "b"], ["y"]),
+            node("Cast", ["y"], ["z"], to=code),
+        ],
+        "small",
+        [helper.make_tensor_value_info("x", code, ["n", 7])],
+        [helper.make_tensor_value_info(y, t, ["n", 7]) for y, t in (("y", TensorProto.FLOAT), ("z", code))],
+        [onnx.numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 25)], ir_version=13)
+    x = np.random.default_rng(4).integers(0, 256, (5, 7)).astype(np.uint8)
+    x = x & 15 if name.startswith("float") else x
+    y, z = fusile.compile(model, target=target)(x.view(dtype))
+    wanted = weights.astype(np.float32) * x.view(dtype).astype(np.float32)
+    np.testing.assert_array_equal(y, wanted)
+    limits = ml_dtypes.finfo(dtype) if name.startswith("float") else ml_dtypes.iinfo(dtype)
+    inside = (wanted >= float(limits.min)) & (wanted <= float(limits.max))
+    np.testing.assert_array_equal(z[inside].view(np.uint8), wanted[inside].astype(dtype).view(np.uint8))
 
 
 @pytest.mark.parametrize("op", ["LeakyRelu", "Where"])
