@@ -26,6 +26,7 @@ MECHANISMS: dict[str, str] = {
         quantizelinear_uint2 quantizelinear_float4e2m1 cast_FLOAT_to_FLOAT4E2M1
     """,
     "bits of bools": "bitcast_bool_to_uint8",
+    "waves of a length that only the run knows": "stft",
     "remainders of floats": """
         mod_float16_mixed_sign_fmod_0 mod_float32_mixed_sign_fmod_0 mod_float64_mixed_sign_fmod_0
         mod_float_edge_cases_fmod_0_float32 mod_mixed_sign_float32 gridsample_reflection_padding
