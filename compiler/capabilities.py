@@ -38,6 +38,11 @@ SIMPLE: frozenset[str] = CORE | {"neg", "abs", "min", "max", "floor", "ceil", "t
 INTEGER_REM: frozenset[tuple[str, DType]] = frozenset(("rem", t) for t in MACHINE_TYPES if t.is_int)
 """The remainder instruction. (Of floats, `rem` is a call or an expansion.)"""
 
+INTEGER_FLOOR: frozenset[tuple[str, DType]] = frozenset(
+    (op, t) for op in ("floordiv", "mod") for t in MACHINE_TYPES if t.is_int
+)
+"""Flooring division, where a printer has it. (Of floats, `mod` follows from `rem`.)"""
+
 FUNCTIONS: frozenset[str] = frozenset(
     {"exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "tanh", "erf", "pow"}
 )

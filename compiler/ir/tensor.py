@@ -35,7 +35,9 @@ from fusile.ir.expr import (
     cast,
     const,
     dim,
+    free,
     load,
+    loads,
     nodes,
     reduce_over,
     select,
@@ -189,7 +191,9 @@ class Requirement:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Program:
-    """Stages in an order in which every tensor is defined before it is read."""
+    """Stages in an order in which every tensor is defined before it is read, by a stage or by the definition
+    of a size that a stage mentions.
+    """
 
     name: str
     inputs: tuple[Tensor, ...]
@@ -228,6 +232,50 @@ def stage_reads(stage: Stage) -> list[Tensor]:
     return list(found)
 
 
+def stage_sizes(stage: Stage) -> set[Dim]:
+    """The symbolic sizes that a stage mentions: in its shapes, its axes, and what it works out."""
+    exprs: list[Expr] = [e for t in stage.outs for e in t.shape]
+    match stage:
+        case Compute():
+            reduced = stage.reduction.axes if stage.reduction is not None else ()
+            exprs += [stage.body, *(a.extent for a in reduced)]
+        case Scatter():
+            exprs += [stage.initial, *stage.index, stage.value, stage.condition]
+            exprs += [a.extent for a in stage.updates]
+        case Scan():
+            exprs.append(stage.time.extent)
+            return _dims_in(exprs).union(*(stage_sizes(s) for s in stage.body))
+    return _dims_in(exprs)
+
+
+def _dims_in(exprs: Iterable[Expr]) -> set[Dim]:
+    return {d for e in exprs for d in free(e) if isinstance(d, Dim)}
+
+
+class Dependences:
+    """What has to be made before a stage can run: what it reads, and what its sizes are worked out from."""
+
+    def __init__(self, definitions: Iterable[DimDefinition]) -> None:
+        self._reads: dict[Expr, tuple[Tensor, ...]] = {}
+        for d in definitions:  # in an order in which sizes are defined before they are used
+            above = [t for x in free(d.value) for t in self._reads.get(x, ())]
+            self._reads[d.dim] = tuple(dict.fromkeys([*above, *(x.source for x in loads(d.value))]))
+
+    def of_size(self, size: Expr) -> tuple[Tensor, ...]:
+        """The tensors that a size is worked out from, each once."""
+        return self._reads.get(size, ())
+
+    def of_sizes(self, stage: Stage) -> list[Tensor]:
+        """The tensors that the sizes of a stage are worked out from, each once."""
+        if not self._reads:
+            return []
+        own = sorted(stage_sizes(stage), key=lambda d: d.name)
+        return list(dict.fromkeys(t for d in own for t in self.of_size(d)))
+
+    def __call__(self, stage: Stage) -> list[Tensor]:
+        return list(dict.fromkeys([*stage_reads(stage), *self.of_sizes(stage)]))
+
+
 # ---- the language of definitions ---------------------------------------------------------------------------
 
 
@@ -250,8 +298,6 @@ def _hoist(body: Expr, axes: tuple[Axis, ...], name: str) -> Expr:
         return body
     mapping: dict[Expr, Expr] = {}
     for n in inner:
-        from fusile.ir.expr import free
-
         own = tuple(a for a in axes if a in free(n))
         fresh = tuple(axis(a.name, a.extent) for a in own)
         renamed = substitute(n, dict(zip(own, fresh, strict=True)))
@@ -394,8 +440,6 @@ def stages_between(results: Iterable[Tensor], stop: set[Tensor], inside: Axis) -
             return depends[t]
         needs = False
         if isinstance(t.stage, Compute):
-            from fusile.ir.expr import free
-
             reads = [visit(r) for r in stage_reads(t.stage)]
             needs = any(reads) or inside in free(t.stage.body)
             if needs:
@@ -434,8 +478,11 @@ def scatter(
     return out
 
 
-def collect(outputs: Sequence[Tensor]) -> tuple[Stage, ...]:
-    """Every stage that `outputs` depend on, in dependence order (iterative: graphs are deep)."""
+def collect(outputs: Sequence[Tensor], definitions: Iterable[DimDefinition] = ()) -> tuple[Stage, ...]:
+    """Every stage that `outputs` depend on, in dependence order (iterative: graphs are deep). Stages whose
+    sizes are worked out when run come after what `definitions` read.
+    """
+    needs = Dependences(definitions)
     order: dict[Stage, None] = {}
     seen: set[Stage] = set()
     stack: list[tuple[Stage, bool]] = [(t.stage, False) for t in reversed(outputs) if t.stage is not None]
@@ -448,7 +495,7 @@ def collect(outputs: Sequence[Tensor]) -> tuple[Stage, ...]:
             stack.append((stage, True))
             stack.extend(
                 (t.stage, False)
-                for t in reversed(stage_reads(stage))
+                for t in reversed(needs(stage))
                 if t.stage is not None and t.stage not in seen
             )
     return tuple(order)

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from fusile.ir import index as ix
 from fusile.ir.expr import REDUCTIONS, Apply, Axis, Dim, Expr, Load, Reduce, free, loads
 from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Kind, Stmt, Store, stmt_exprs, walk, written
-from fusile.ir.tensor import Compute, Program, Scan, Scatter, Stage, Tensor, stage_reads
+from fusile.ir.tensor import (
+    Compute,
+    Dependences,
+    Program,
+    Scan,
+    Scatter,
+    Stage,
+    Tensor,
+    stage_reads,
+    stage_sizes,
+)
 from fusile.ir.types import BOOL, I64
 from fusile.ir.verify_plan import verify_plan
 from fusile.ir.wellformed import check_axes, check_expr, check_size, check_type, fail, named, same_size, shown
@@ -37,6 +47,7 @@ class _ProgramCheck:
         self.defined: set[Tensor] = set(program.inputs)
         self.dims: set[Expr] = set()
         self.needs: dict[Tensor, frozenset[Expr]] = {}
+        self.dependences = Dependences(program.dim_definitions)
 
     def run(self) -> None:
         p = self.program
@@ -66,8 +77,7 @@ class _ProgramCheck:
 
     def _record_needs(self, s: Stage) -> None:
         """The sizes that working out a tensor takes."""
-        own: set[Expr] = {d for e in _stage_exprs(s) for d in free(e) if isinstance(d, Dim)}
-        own |= {d for t in s.outs for e in t.shape for d in free(e)}
+        own: set[Expr] = set(stage_sizes(s))
         for t in stage_reads(s):
             own |= self.needs.get(t, frozenset())
         for t in s.outs:
@@ -104,6 +114,9 @@ class _ProgramCheck:
 
     def _stage(self, s: Stage) -> None:
         where = f"stage {', '.join(named(t.name) for t in s.outs)} of {named(s.origin)}"
+        for t in self.dependences.of_sizes(s):
+            if t not in self.defined and t.data is None:
+                fail(where, f"a size is worked out from {named(t.name)}, which is defined later")
         match s:
             case Compute():
                 self._compute(s, where, frozenset(), self.defined)
@@ -214,17 +227,6 @@ def _alike(a: Tensor, b: Tensor, shape: Sequence[Expr], where: str) -> None:
         fail(where, f"{named(a.name)} of type {a.dtype} takes {named(b.name)} of type {b.dtype}")
     if len(a.shape) != len(shape) or not all(map(same_size, a.shape, shape)):
         fail(where, f"{named(a.name)} has the shape {shown(list(a.shape))}, takes {shown(list(shape))}")
-
-
-def _stage_exprs(s: Stage) -> tuple[Expr, ...]:
-    match s:
-        case Compute():
-            reduced = s.reduction.axes if s.reduction is not None else ()
-            return (s.body, *(a.extent for a in reduced))
-        case Scatter():
-            return (s.initial, *s.index, s.value, s.condition, *(a.extent for a in s.updates))
-        case Scan():
-            return (s.time.extent, *(e for b in s.body for e in (*_stage_exprs(b), *b.out.shape)))
 
 
 # ---- loop kernels --------------------------------------------------------------------------------
@@ -435,7 +437,9 @@ def _reads(e: Expr, conditions: tuple[Expr, ...]) -> Iterator[_Access]:
             yield _Access(x.source, x.index, known)
         if isinstance(x, Apply) and x.op == "select":
             test, yes, no = x.args
-            pending += [(test, known), (yes, (*known, test)), (no, known)]
+            # Only what says something counts: the ways through a chain of selects double with every link.
+            says = any(True for _ in _holds(test))
+            pending += [(test, known), (yes, (*known, test) if says else known), (no, known)]
         else:
             pending += [(c, known) for c in x.children]
 

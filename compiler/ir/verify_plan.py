@@ -17,6 +17,7 @@ from fusile.ir.expr import Dim, Expr, Load, free, loads
 from fusile.ir.interpret import evaluate
 from fusile.ir.loops import Buffer, Kernel, written
 from fusile.ir.plan import Call, Check, Define, Place, Plan, PrepareStep, Variant
+from fusile.ir.poly import number
 from fusile.ir.tensor import Tensor
 from fusile.ir.types import BOOL, storage_bytes, storage_of
 from fusile.ir.wellformed import check_expr, check_size, check_type, fail, named, same_size
@@ -153,7 +154,7 @@ class _PlanCheck:
         if not isinstance(t, Tensor):
             fail(where, f"a {type(t).__name__} is read in a plan")
         place = self._used(t, n, where)
-        if place not in self.filled:
+        if place not in self.filled and not _is_empty(t):
             fail(where, f"{named(t.name)} is read before it is written")
 
     def _used(self, t: Tensor, n: int, where: str) -> Place:
@@ -213,7 +214,7 @@ class _PlanCheck:
                 if place.kind in ("input", "weights"):
                     fail(where, f"{v.kernel.name} writes {named(t.name)}, which is {place.kind}")
                 filled.add(place)
-            elif place not in self.filled:
+            elif place not in self.filled and not _is_empty(t):
                 fail(where, f"{v.kernel.name} reads {named(t.name)} before it is written")
         return filled
 
@@ -253,7 +254,7 @@ class _PlanCheck:
             place = self._place(t, self.where, ("output",))
             if place.number != k:
                 fail(self.where, f"output {k} ({named(t.name)}) lies where output {place.number} is")
-            if k not in self.written_outputs:
+            if k not in self.written_outputs and not _is_empty(t):
                 fail(self.where, f"output {k} ({named(t.name)}) is never written")
             late = {d for e in t.shape for d in free(e)} - self.early
             if late and place not in self.live:
@@ -316,6 +317,11 @@ class _PlanCheck:
     def _aligned(self, start: int, t: Tensor) -> None:
         if start % ALIGN:
             fail(self.where, f"{named(t.name)} starts at byte {start}, not at a multiple of {ALIGN}")
+
+
+def _is_empty(t: Tensor) -> bool:
+    """Whether a tensor has no elements, so that nobody has to write them."""
+    return number(t.size) == 0
 
 
 def _for(env: Mapping[Expr, Any]) -> str:

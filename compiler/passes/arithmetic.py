@@ -225,11 +225,13 @@ def _any_integer_power(a: Expr, n: Expr) -> Expr:
     """a to any power: one multiplication for every bit of the exponent that can be set."""
     t = a.dtype
     signed = t.kind == "i"
-    square = _opaque(a)
-    out: Expr = const(1, square.dtype)
+    square, bits = _opaque(a), _opaque(n)
+    one = const(1, square.dtype)
+    out: Expr = one
     for bit in range(t.bits - signed):
-        is_set = ne(apply("and", apply("shr", n, const(bit, t)), const(1, t)), 0)
-        out = select(is_set, out * square, out)
+        # square where the bit is set, else 1: all ones or none keep or clear what is above 1
+        is_set = apply("shr", bits, const(bit, bits.dtype)) & one
+        out = out * (((square - one) & apply("neg", is_set)) + one)
         square = square * square
     out = _closed(out, t)
     if not signed:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Expr, const, free
-from fusile.ir.tensor import Compute, Program, Stage, Tensor, stage_reads
+from fusile.ir.tensor import Compute, Dependences, Program, Stage, Tensor, stage_reads
 from fusile.ir.types import storage_bytes
 from fusile.passes import access
 from fusile.passes.inline import Log, consumers
@@ -62,6 +62,7 @@ class _Grouper:
         self.home: dict[Tensor, int] = {}
         self.before: list[int] = []  # per group, a bit set of the groups that it depends on
         self.readers: dict[Tensor, list[int]] = {}
+        self.needs = Dependences(program.dim_definitions)
 
     def run(self) -> list[Group]:
         for stage in self.program.stages:
@@ -70,7 +71,7 @@ class _Grouper:
         return self._ordered()
 
     def _place(self, stage: Stage) -> None:
-        made_by = [self.home[t] for t in stage_reads(stage) if t in self.home]
+        made_by = [self.home[t] for t in self.needs(stage) if t in self.home]
         chosen: int | None = None
         if isinstance(stage, Compute):
             for g in sorted(set(made_by), reverse=True):
@@ -116,6 +117,8 @@ class _Grouper:
             return "a contraction is tiled on its own"
         if any(p != g and self.before[p] >> g & 1 for p in made_by):
             return "what it also reads depends on that kernel"
+        if any(self.home.get(t) == g for t in self.needs.of_sizes(stage)):
+            return "its sizes are known only after that kernel"
         mapping, lost, why = self._align(group, stage)
         if why:
             return why
@@ -235,7 +238,7 @@ class _Grouper:
                 waiting = [
                     p
                     for s in self.groups[g].stages
-                    for t in stage_reads(s)
+                    for t in self.needs(s)
                     if (p := self.home.get(t, g)) != g and p not in done
                 ]
                 if g in done:

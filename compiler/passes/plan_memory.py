@@ -9,14 +9,14 @@ tensors share slots whose sizes are worked out when run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Const, Dim, Expr, apply, as_expr, const, free, substitute
 from fusile.ir.loops import Kernel
 from fusile.ir.plan import Call, Check, Define, Place, Plan, PrepareStep, Step, Variant
-from fusile.ir.tensor import Compute, Program, Tensor, stage_reads
+from fusile.ir.tensor import Compute, Dependences, DimDefinition, Program, Tensor, stage_reads, stage_sizes
 from fusile.ir.types import storage_bytes
 from fusile.passes import access
 from fusile.passes.fuse import Group
@@ -43,19 +43,12 @@ def split_constant(groups: Sequence[Group], outputs: Collection[Tensor]) -> tupl
         own = set(g.outs)
         reads = [t for s in g.stages for t in stage_reads(s) if t not in own]
         constant = all(t.data is not None or t in fixed for t in reads) and not any(t in outputs for t in own)
-        if reads and constant and all(isinstance(s, Compute) and not _sizes(s) for s in g.stages):
+        if reads and constant and all(isinstance(s, Compute) and not stage_sizes(s) for s in g.stages):
             fixed.update(own)
             early.append(g)
         else:
             late.append(g)
     return early, late
-
-
-def _sizes(s: Compute) -> list[Expr]:
-    """The symbolic sizes that a stage depends on."""
-    reduced = s.reduction.axes if s.reduction is not None else ()
-    exprs = (s.body, *s.out.shape, *(a.extent for a in reduced))
-    return [d for e in exprs for d in free(e) if isinstance(d, Dim)]
 
 
 def alias_of(group: Group) -> Tensor | None:
@@ -92,6 +85,9 @@ class _Planner:
         self.places: dict[Tensor, Place] = {}
         self.steps: list[Step] = []
         self.defined: set[Expr] = set()
+        self.made: set[Tensor] = set()
+        self.needs = Dependences(program.dim_definitions)
+        self.definitions: dict[Expr, DimDefinition] = {d.dim: d for d in program.dim_definitions}
         self.fixed = {t for g in self.early for t in g.outs}
 
     def home(self, t: Tensor) -> Tensor:
@@ -106,7 +102,9 @@ class _Planner:
         self._alias()
         self._checks()
         for g in self.late:
-            if not self._is_alias(g):
+            if self._is_alias(g):
+                self.made.update(g.outs)
+            else:
                 self._call(g)
         for d in p.dim_definitions:
             self._define(d.dim)
@@ -154,17 +152,28 @@ class _Planner:
         return g in self.aliases
 
     def _define(self, d: Expr) -> None:
-        """The definition of a size and of all that it is made of, before its first use."""
-        if d in self.defined:
+        """The definition of a size and of all that it is made of, before its first use; and of the sizes that
+        it is required to fit, so that the check comes before that use too.
+        """
+        definition = self.definitions.get(d)
+        if d in self.defined or definition is None:
             return
+        for x in _by_name(free(definition.value)):
+            self._define(x)
+        if d in self.defined:  # by a requirement of what it is made of
+            return
+        self.steps.append(Define(definition.dim, definition.value, definition.origin))
         self.defined.add(d)
-        for definition in self.program.dim_definitions:
-            if definition.dim is d:
-                for x in free(definition.value):
-                    if isinstance(x, Dim):
-                        self._define(x)
-                self.steps.append(Define(definition.dim, definition.value, definition.origin))
-                self._checks()
+        for r in self.program.requirements:
+            beside = free(r.condition)
+            if d in beside and all(x in self.defined or self._can_be_known(x) for x in beside):
+                for x in _by_name(beside):
+                    self._define(x)
+        self._checks()
+
+    def _can_be_known(self, d: Expr) -> bool:
+        """Whether all that a size is worked out from is made by now."""
+        return d in self.definitions and all(t.stage is None or t in self.made for t in self.needs.of_size(d))
 
     def _checks(self) -> None:
         """Requirements all of whose sizes are known by now."""
@@ -179,9 +188,11 @@ class _Planner:
             for d in v.kernel.dims:
                 self._define(d)
         for t in g.outs:
-            for size in (d for e in t.shape for d in free(e)):
-                self._define(size)
+            for e in t.shape:
+                for d in _by_name(free(e)):
+                    self._define(d)
         self.steps.append(Call(variants))
+        self.made.update(g.outs)
 
     # ---- memory --------------------------------------------------------------------------------------------
 
@@ -332,6 +343,11 @@ class _Planner:
                 self.places.setdefault(t, Place("temp", k))
             out.append(PrepareStep(tuple(raw), calls))
         return out
+
+
+def _by_name(sizes: Iterable[Expr]) -> list[Dim]:
+    """Sizes in the same order in every process."""
+    return sorted((d for d in sizes if isinstance(d, Dim)), key=lambda d: d.name)
 
 
 def _nominal(e: Expr) -> int:

@@ -93,7 +93,7 @@ class _Lowering:
             tuple(inputs),
             tuple(outputs),
             tuple(str(v.name) for v in graph.outputs),
-            collect([*outputs, *self._needed()]),
+            collect([*outputs, *self._needed()], self.ctx.dim_definitions),
             tuple(self.ctx.dim_definitions),
             tuple(self.ctx.requirements),
         )

@@ -70,9 +70,13 @@ SMALL: dict[DType, SmallFloat] = {
 
 
 def view(x: Expr, dtype: DType) -> Expr:
-    """The bits of a value as another type of the same width; a view of a view is one view."""
+    """The bits of a value as another type of the same width; a view of a view is one view. The bits of a bool
+    are those of its byte.
+    """
     while isinstance(x, Apply) and x.op == "bitcast":
         x = x.args[0]
+    if x.dtype is not dtype and BOOL in (x.dtype, dtype):
+        return view(cast(x, U8), dtype) if x.dtype is BOOL else ne(view(x, U8), 0)
     return x if x.dtype is dtype else apply("bitcast", x, dtype=dtype)
 
 

@@ -44,6 +44,7 @@ N = dim("n")
 X = Tensor("x", F32, as_shape((N, 4)))
 Y = Tensor("y", F32, as_shape((N, 4)))
 I, J = axis("i", N), axis("j", 4)
+LENGTH = Tensor("length", I64, ())
 GOOD = Compute(Y, (I, J), X[I, J] + const(1.0, F32), "node", "Add")
 
 
@@ -169,6 +170,14 @@ PROGRAMS: dict[str, tuple[Callable[[], Program], tuple[str, ...]]] = {
             dim_definitions=(DimDefinition(dim("c"), load(_looped(), (0,)), "d"),),
         ),
         ("'d'",),
+    ),
+    "size out of a later stage": (
+        lambda: program(
+            Compute(Tensor("z", I64, (dim("c"),)), (axis("q", dim("c")),), const(1), "late"),
+            Compute(LENGTH, (), cast(X[0, 0], I64), "node"),
+            dim_definitions=(DimDefinition(dim("c"), load(LENGTH, ()), "d"),),
+        ),
+        ("'late'", "worked out from 'length', which is defined later"),
     ),
     "scatter kind": (lambda: program(replace(SCATTER, kind="sub")), ("'sub' is no update",)),
     "scatter rank": (lambda: program(replace(SCATTER, index=(U,))), ("has 1 indices",)),

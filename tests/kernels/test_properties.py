@@ -112,3 +112,19 @@ def test_resize(case: Case, symbols: bool) -> None:
     except UnsupportedError:
         assume(not symbols)
         raise
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 16, 96, 1000])
+def test_waves_of_a_length_that_only_the_run_knows(length: int) -> None:
+    """The transform of an impulse is a wave: each of its elements is the float next to it, or the one after
+    that, against numpy in twice the precision; what is 0 or 1 is so exactly.
+    """
+    at = length * 5 // 7
+    signal = np.zeros((1, length, 1), np.float32)
+    signal[0, at] = 1
+    case = Case("impulse", "STFT", (signal, np.array(1), None, np.array(length)), {"onesided": 0}, fixed=(1,))
+    (got,) = interpreted(one_node(case), list(feeds(case).values()))
+    turns = np.arange(length) * at % length / length
+    wanted = np.stack([np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns)], axis=-1)
+    wanted = np.where(np.abs(wanted) < 1e-12, 0, wanted)
+    np.testing.assert_allclose(got[0, 0], wanted, rtol=2.5e-7, atol=0)

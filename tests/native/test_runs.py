@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import native_models as models
 import numpy as np
 import onnx
@@ -129,6 +130,65 @@ def test_sizes_that_contradict_each_other_are_said() -> None:
     np.testing.assert_array_equal(module(noise(1, 4), noise(2, 4))[0], noise(1, 4) + noise(2, 4))
     with pytest.raises(RunError, match="Sizes do not fit together"):
         module(noise(1, 4), noise(2, 3))
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "int2", "uint2", "float4_e2m1fn"])
+@pytest.mark.parametrize("target", ["native", "numba"])
+def test_elements_below_eight_bits(name: str, target: str) -> None:
+    """As weights, as inputs whatever is in the upper bits of their bytes, and as outputs; sizes with a rest."""
+    dtype = np.dtype(getattr(ml_dtypes, name))
+    code = helper.np_dtype_to_tensor_dtype(dtype)
+    node = helper.make_node
+    weights = np.random.default_rng(3).integers(0, 4, (5, 7)).astype(np.uint8).view(dtype)
+    graph = helper.make_graph(
+        [
+            node("Cast", ["w"], ["a"], to=TensorProto.FLOAT),
+            node("Cast", ["x"], ["b"], to=TensorProto.FLOAT),
+            node("Mul", ["a", "b"], ["y"]),
+            node("Cast", ["y"], ["z"], to=code),
+        ],
+        "small",
+        [helper.make_tensor_value_info("x", code, ["n", 7])],
+        [helper.make_tensor_value_info(y, t, ["n", 7]) for y, t in (("y", TensorProto.FLOAT), ("z", code))],
+        [onnx.numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 25)], ir_version=13)
+    x = np.random.default_rng(4).integers(0, 256, (5, 7)).astype(np.uint8)
+    x = x & 15 if name.startswith("float") else x
+    y, z = fusile.compile(model, target=target)(x.view(dtype))
+    wanted = weights.astype(np.float32) * x.view(dtype).astype(np.float32)
+    np.testing.assert_array_equal(y, wanted)
+    limits = ml_dtypes.finfo(dtype) if name.startswith("float") else ml_dtypes.iinfo(dtype)
+    inside = (wanted >= float(limits.min)) & (wanted <= float(limits.max))
+    np.testing.assert_array_equal(z[inside].view(np.uint8), wanted[inside].astype(dtype).view(np.uint8))
+
+
+@pytest.mark.parametrize("op", ["LeakyRelu", "Where"])
+def test_chains_of_selects_are_printed_once(op: str, reference: Reference) -> None:
+    """Sizes with a rest, which is read under a mask; every link reads the one before in both of its arms."""
+    node = helper.make_node
+    links = [("x" if k == 0 else f"v{k - 1}", f"v{k}") for k in range(24)]
+    if op == "Where":
+        chain = [
+            made
+            for k, (a, y) in enumerate(links)
+            for made in (
+                node("Mul", [a, "half"], [f"m{k}"]),
+                node("Less", ["x", f"at{k}"], [f"c{k}"]),
+                node("Where", [f"c{k}", f"m{k}", a], [y]),
+            )
+        ]
+    else:
+        chain = [node("LeakyRelu", [a], [y], alpha=0.9) for a, y in links]
+    weights = {f"at{k}": np.array(k / 12 - 1, np.float32) for k in range(24)}
+    model = models.make(
+        chain,
+        {"x": (TensorProto.FLOAT, ["n"])},
+        {"v23": (TensorProto.FLOAT, ["n"])},
+        {"half": np.array(0.5, np.float32), **weights} if op == "Where" else {},
+    )
+    feeds = {"x": noise(5, 37)}
+    assert_close(compiled(model)(**feeds), reference(model, feeds), 1e-6)
 
 
 def test_symbols_are_checked_before_the_run() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from evaluation import Array, argument, evaluate, every_exponent, fma, same
 
-from fusile.capabilities import CORE, FUNCTIONS, INTEGER_REM, LIBM, SIMPLE, Capabilities
+from fusile.capabilities import CORE, FUNCTIONS, INTEGER_FLOOR, INTEGER_REM, LIBM, SIMPLE, Capabilities
 from fusile.errors import UnsupportedError
 from fusile.ir import interpret
 from fusile.ir.expr import Apply, Const, Expr, apply, axis, cast, const, dim, guard, nodes, raw_apply, select
@@ -17,7 +17,8 @@ from fusile.passes.legalise import Legaliser, contract, legalise, violations
 TARGET = Capabilities()
 BARE = Capabilities(operations=CORE, typed_operations=frozenset())
 SATURATING = Capabilities(saturating_casts=True)
-FLOORS = Capabilities(operations=SIMPLE | {"floordiv", "mod"})
+FLOORS = Capabilities(typed_operations=LIBM | INTEGER_REM | INTEGER_FLOOR)
+REMAINDERS = ["simple", "bare", "floors", "fma"]
 TARGETS = {"simple": TARGET, "bare": BARE, "floors": FLOORS}
 PARTIAL = ("div", "rem", "floordiv", "mod", "shl", "shr")
 INTEGERS = (I8, I16, I32, I64, U8, U16, U32, U64)
@@ -157,7 +158,7 @@ def test_float_operations_that_a_target_lacks(op: str, t: DType) -> None:
 
 
 @pytest.mark.parametrize("op", ["rem", "mod"])
-@pytest.mark.parametrize("target", [TARGET, BARE, Capabilities(has_fma=True)], ids=["simple", "bare", "fma"])
+@pytest.mark.parametrize("target", [TARGET, BARE, FLOORS, Capabilities(has_fma=True)], ids=REMAINDERS)
 def test_float_remainders(op: str, target: Capabilities, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(interpret.NUMPY, "fma", fma)
     draw = np.random.default_rng(4)

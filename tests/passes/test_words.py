@@ -250,3 +250,13 @@ def test_casts_to_packed_integers(t: DType) -> None:
 def test_packed_literals_stay() -> None:
     e = const(-3, I4)
     assert legalise(e, TARGET) is e
+
+
+def test_bits_of_bools_are_those_of_their_bytes() -> None:
+    x = np.array([True, False])
+    assert evaluate(legal(apply("bitcast", argument(BOOL), dtype=U8)), x=x).tolist() == [1, 0]
+    assert evaluate(legal(apply("bitcast", argument(BOOL), dtype=I8)), x=x).tolist() == [1, 0]
+    words_of = np.array([0, 1], np.uint8)
+    assert evaluate(legal(apply("bitcast", argument(U8), dtype=BOOL)), x=words_of).tolist() == [False, True]
+    for e in (apply("bitcast", argument(BOOL), dtype=U8), apply("bitcast", argument(U8), dtype=BOOL)):
+        assert not any(isinstance(n, Apply) and n.op == "bitcast" for n in nodes(legal(e)))

@@ -107,6 +107,8 @@ class Function:
         """The vector loop that is being printed, and how many iterations it has (0: none)."""
         self.pointers: dict[Buffer, str] = {}
         """Where parameters and scratch buffers begin."""
+        self.wider: dict[str, str] = {}
+        """The mask that a mask was made from by a further condition ("": all lanes)."""
         self.written = written
         """Buffers that are stored to: other parameters do not change while the function runs."""
 

@@ -146,11 +146,15 @@ def splat(f: Function, v: Value, lanes: int) -> Value:
 
 
 def both(f: Function, a: Value | None, b: Value) -> Value:
-    """Where two masks hold; no mask holds everywhere."""
+    """A mask narrowed by a condition; no mask holds everywhere."""
     if a is None:
+        f.wider[b.text] = ""
         return b
+    within = a.text
     a, b = same_lanes(f, a, b)
-    return Value(f.emit(f"and {a.typed}, {b.text}"), BOOL, a.lanes)
+    narrowed = Value(f.emit(f"and {a.typed}, {b.text}"), BOOL, a.lanes)
+    f.wider[narrowed.text] = within
+    return narrowed
 
 
 def any_lane(f: Function, mask: Value) -> Value:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from fusile.capabilities import SIMPLE, Capabilities, casts_between
+from fusile.capabilities import INTEGER_FLOOR, INTEGER_REM, SIMPLE, Capabilities, casts_between
+from fusile.capabilities import LIBM as LIBRARY
 from fusile.ir.expr import Number
 from fusile.ir.types import BF16, BOOL, F16, F32, F64, DType
 from fusile.target import X86_64, TargetSpec
@@ -84,7 +85,8 @@ def capabilities(target: TargetSpec) -> Capabilities:
     """What this printer takes for a target."""
     halves = target.has("f16c") if target.arch == X86_64 else True
     return Capabilities(
-        operations=SIMPLE | {"floordiv", "mod"},
+        operations=SIMPLE,
+        typed_operations=LIBRARY | INTEGER_REM | INTEGER_FLOOR,
         has_fma=target.has_fma,
         storage_casts=casts_between([F16]) if halves else frozenset(),
         saturating_casts=True,

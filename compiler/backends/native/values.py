@@ -31,6 +31,8 @@ class Values:
         self.memory = Memory(f, self.value, offsets)
         self.depth: dict[Axis, int] = {}
         """How many loops are around the loop over an axis."""
+        self.agreed: dict[Expr, set[Expr]] = {}
+        """What both arms of a select need, by the select."""
         self.sites: dict[str, str] = {}
         """The numbers of the ONNX nodes whose indices are checked, as values of the function."""
 
@@ -47,14 +49,15 @@ class Values:
             assert found is not None, f"{e.name} has no value in {self.f.symbol}"
             return found
         needs = self.memory.depends(e)
-        key = (
-            e,
-            tuple(k for a, k in i.places if a in needs),
-            self._versions(e),
-            i.mask.text if i.mask and _reads(e) else "",
-        )
-        found = self.f.memo.get(key)
-        return found if found is not None else self.f.memo.put(key, self._print(e, i))
+        place, version = tuple(k for a, k in i.places if a in needs), self._versions(e)
+        mask = i.mask.text if i.mask and _reads(e) else ""
+        under: str | None = mask
+        while under is not None:  # what was read for more lanes serves these too
+            found = self.f.memo.get((e, place, version, under))
+            if found is not None:
+                return found
+            under = self.f.wider.get(under)
+        return self.f.memo.put((e, place, version, mask), self._print(e, i))
 
     def _versions(self, e: Expr) -> tuple[int, ...]:
         versions = self.memory.versions
@@ -109,16 +112,48 @@ class Values:
         return total or Value("0", I64)
 
     def _select(self, e: Apply, i: Instance) -> Value:
-        """Reads in an arm happen only where it is taken, unless they are provably inside their buffers."""
+        """Reads in an arm happen only where it is taken, unless they are provably inside their buffers or
+        both arms need them.
+        """
         test = self.value(e.args[0], i)
+        risky = [_is_risky(arm) for arm in e.args[1:]]
+        if all(risky):
+            # Once for all lanes: read again in each arm, a chain of selects would double with every link.
+            shared = self._agreed(e)
+            for n in nodes(e.args[1]):
+                if n in shared and _reads(n):
+                    self.value(n, i)
         arms = []
-        for arm, wanted in ((e.args[1], True), (e.args[2], False)):
-            if any(isinstance(n, Guard) or (isinstance(n, Load) and not safe(n)) for n in nodes(arm)):
+        for arm, wanted, alone in zip(e.args[1:], (True, False), risky, strict=True):
+            if alone:
                 taken = test if wanted else apply(self.f, "not", [test], BOOL)
                 arms.append(self.value(arm, Instance(i.places, both(self.f, i.mask, taken))))
             else:
                 arms.append(self.value(arm, i))
         return pick(self.f, test, arms[0], arms[1])
+
+    def _certain(self, e: Expr) -> set[Expr]:
+        """The parts of an expression that are worked out whichever arms its selects take."""
+        found: set[Expr] = set()
+        pending = [e]
+        while pending:
+            x = pending.pop()
+            if x in found:
+                continue
+            found.add(x)
+            if isinstance(x, Apply) and x.op == "select":
+                pending.append(x.args[0])
+                found |= self._agreed(x)
+            else:
+                pending.extend(x.children)
+        return found
+
+    def _agreed(self, e: Apply) -> set[Expr]:
+        """What both arms of a select need."""
+        known = self.agreed.get(e)
+        if known is None:
+            known = self.agreed[e] = self._certain(e.args[1]) & self._certain(e.args[2])
+        return known
 
     def _guard(self, e: Guard, i: Instance) -> Value:
         """The index where it is inside, else 0 after setting the error."""
@@ -148,3 +183,8 @@ class Values:
 def _reads(e: Expr) -> bool:
     """Whether an expression has something that a mask keeps from happening."""
     return any(isinstance(n, (Load, Guard)) for n in nodes(e))
+
+
+def _is_risky(arm: Expr) -> bool:
+    """Whether an arm of a select reads what may not be there unless it is taken."""
+    return any(isinstance(n, Guard) or (isinstance(n, Load) and not safe(n)) for n in nodes(arm))

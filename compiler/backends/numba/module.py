@@ -15,7 +15,7 @@ from fusile.ir import index as ix
 from fusile.ir.expr import Const, Dim
 from fusile.ir.plan import Plan
 from fusile.ir.tensor import Tensor
-from fusile.ir.types import numpy_dtype
+from fusile.ir.types import DType, numpy_dtype
 from fusile.runtime.module import Array, ModelInfo, Module, Port, Signature, Value
 
 
@@ -28,8 +28,16 @@ def port(name: str, t: Tensor) -> Port:
 def words_of(array: Array, t: Tensor) -> Array:
     """An array as kernels read it: types that Numba lacks as words of their size."""
     want = np.dtype(numpy_dtype(word(t.dtype)))
+    if t.dtype.is_int and t.dtype.bits < 8:  # the upper bits of its byte mean nothing
+        return np.ascontiguousarray(array.astype(want))
     made = np.ascontiguousarray(array).reshape(np.shape(array))
     return made if made.dtype == want else made.view(want)
+
+
+def _answer(words: Array, t: DType) -> Array:
+    """An array of kernels as the caller gets it."""
+    made = numpy_dtype(t)
+    return words.astype(made) if t.is_int and t.bits < 8 else words.view(made)
 
 
 def raw_weights(known: Mapping[str, Tensor]) -> Callable[[str], Array]:
@@ -61,7 +69,7 @@ class NumbaModule(Module):
         self.outputs = tuple(port(n, t) for n, t in zip(plan.output_names, plan.outputs, strict=True))
         self.info = info
         self._inputs = plan.inputs
-        self._dtypes = [numpy_dtype(t.dtype) for t in plan.outputs]
+        self._types = [t.dtype for t in plan.outputs]
         self._error: type[Exception] = namespace["RunError"]
         self._model = namespace["Model"](raw_weights(raw), *arguments)
 
@@ -81,7 +89,7 @@ class NumbaModule(Module):
                 why=str(getattr(e, "why", e)),
                 todo="Look at the values fed to the model",
             ) from None
-        return [np.asarray(a).view(d) for a, d in zip(answers, self._dtypes, strict=True)]
+        return [_answer(np.asarray(a), t) for a, t in zip(answers, self._types, strict=True)]
 
     def save(
         self, path: str | os.PathLike[str], *, embed: bool = True, linker: str | None = None
