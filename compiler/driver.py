@@ -22,7 +22,7 @@ from fusile.ir.tensor import Program, Stage
 from fusile.ir.text import program_text
 from fusile.loading import Loaded, model_name, read
 from fusile.options import Options
-from fusile.passes import fuse, inline, layout, pack, strict
+from fusile.passes import fuse, inline, lanes, layout, pack, strict
 from fusile.passes.finish import finish
 from fusile.passes.fuse import Group
 from fusile.passes.inline import Log
@@ -95,7 +95,7 @@ ALONE: tuple[tuple[str, ProgramPass], ...] = (
     ("turn", lambda p, s: layout.within_operators(p, s.log)),
     ("inline", lambda p, s: inline.inline(p, s.log, s.same)),
     ("pack", lambda p, s: pack.pack(p, s.registers, s.log)),
-    ("lanes", lambda p, s: pack.split_reductions(p, 4 * s.lanes, s.log)),
+    ("lanes", lambda p, s: lanes.split_reductions(p, 4 * s.lanes, s.log)),
 )
 """Level 1: every operator tiled and vectorised as well as it can be alone, between tensors in the layouts
 of the model.
@@ -106,7 +106,7 @@ FUSED: tuple[tuple[str, ProgramPass], ...] = (
     ("layout", lambda p, s: layout.choose(p, s.log)),
     ("inline", lambda p, s: inline.inline(p, s.log, s.same)),
     ("pack", lambda p, s: pack.pack(p, s.registers, s.log)),
-    ("lanes", lambda p, s: pack.split_reductions(p, 4 * s.lanes, s.log)),
+    ("lanes", lambda p, s: lanes.split_reductions(p, 4 * s.lanes, s.log)),
 )
 """Level 2: layouts over the whole graph, inlining, panels for contractions, lanes for reductions."""
 

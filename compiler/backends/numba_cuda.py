@@ -23,7 +23,7 @@ from fusile.ir.expr import Expr
 from fusile.ir.loops import Kernel
 from fusile.ir.plan import Plan
 from fusile.options import Options
-from fusile.passes import inline, layout, pack
+from fusile.passes import inline, lanes, layout, pack
 from fusile.runtime.module import ModelInfo
 from fusile.schedule import cuda as rules
 from fusile.schedule.tiles import Registers
@@ -40,7 +40,7 @@ ALONE: tuple[tuple[str, Pass], ...] = (
     ("turn", lambda p, s: layout.within_operators(p, s.log)),
     ("inline", lambda p, s: inline.inline(p, s.log, s.same)),
     ("pack", lambda p, s: pack.pack(p, PANELS, s.log)),
-    ("lanes", lambda p, s: pack.split_reductions(p, LANES, s.log)),
+    ("lanes", lambda p, s: lanes.split_reductions(p, LANES, s.log)),
 )
 """Level 1: every operator as well as it can be alone, between tensors in the layouts of the model."""
 
@@ -49,7 +49,7 @@ FUSED: tuple[tuple[str, Pass], ...] = (
     ("layout", lambda p, s: layout.choose(p, s.log)),
     ("inline", lambda p, s: inline.inline(p, s.log, s.same)),
     ("pack", lambda p, s: pack.pack(p, PANELS, s.log)),
-    ("lanes", lambda p, s: pack.split_reductions(p, LANES, s.log)),
+    ("lanes", lambda p, s: lanes.split_reductions(p, LANES, s.log)),
 )
 """Level 2: layouts over the whole graph, inlining, contiguous operands, one partial sum per thread."""
 

@@ -21,6 +21,8 @@ memory of the task.
 
 MOST_ADDED = 128
 """Terms that one accumulator of a sum takes, about."""
+MOST_IN_ORDER = 1024
+"""Terms up to which the sum of one tensor along one axis keeps the order of its elements."""
 NOMINAL = 64
 """What a symbolic size is taken to be where the length of a sum is guessed."""
 
@@ -181,11 +183,12 @@ def _accumulate(total: Buffer, r: Reduce, axes: list[Axis], value: Expr) -> list
     rounding errors grow with the length of a block and the number of blocks, not with their product
     (N. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2).
 
-    The sum of one tensor along one axis keeps the order of its elements, as it does in numpy and ONNX
-    Runtime: formulas that subtract two such sums (the mean of squares and the square of the mean) turn
-    another order into another answer.
+    The sum of one tensor along one axis that is not very long keeps the order of its elements, as it does in
+    numpy and ONNX Runtime: formulas that subtract two such sums (the mean of squares and the square of the
+    mean) turn another order into another answer.
     """
-    in_order = len(axes) == 1 and len({x.source for x in access.loads(r.body)}) == 1
+    short = len(axes) == 1 and (ix.number(axes[0].extent) or 0) <= MOST_IN_ORDER
+    in_order = short and len({x.source for x in access.loads(r.body)}) == 1
     cut = _cut(axes) if r.kind == "sum" and total.dtype.is_float and not in_order else None
     if cut is None:
         return _around(axes, [Store(total, (), apply(REDUCTIONS[r.kind], load(total, ()), value))])

@@ -1,10 +1,7 @@
-"""Rewrites of contractions and reductions at the level of the tensor program, before loops exist.
+"""Panels: the operand of a contraction that runs along the vector axis is read from panels of that many
+columns, contiguous in the order of the inner loop. Panels of weights are made once, when the module is built.
 
-`pack`: the operand that runs along the vector axis is read from panels of that many columns, contiguous
-in the order of the inner loop. Panels of weights are made once, when the module is built.
-`split_reductions`: a reduction along contiguous memory becomes one per lane and a small tree over the
-lanes (a stated reassociation: sums are taken in `lanes` interleaved parts, whatever the number of
-threads).
+A rewrite at the level of the tensor program, before loops exist.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ from collections.abc import Sequence
 
 from fusile.ir import index as ix
 from fusile.ir.expr import (
-    REDUCTIONS,
     Axis,
     Expr,
     Load,
@@ -27,7 +23,6 @@ from fusile.ir.expr import (
     select,
     substitute,
 )
-from fusile.ir.interpret import identity
 from fusile.ir.tensor import Compute, Program, Scan, Stage, Tensor
 from fusile.passes import access
 from fusile.passes.inline import Log
@@ -215,93 +210,3 @@ def _inner_order(c: access.Contraction) -> list[Axis]:
         return 1 << 40 if n is None else n
 
     return sorted(c.k, key=lambda a: -width(a))
-
-
-def split_reductions(program: Program, lanes: int, log: Log) -> Program:
-    """Split reductions whose contiguous axis is reduced, and whose result has no contiguous axis of its own,
-    over lanes.
-    """
-    out: list[Stage] = []
-    for s in program.stages:
-        chosen = _contiguous_axis(s) if isinstance(s, Compute) and oriented(s) is None else None
-        if chosen is None or not isinstance(s, Compute):
-            out.append(s)
-        else:
-            out.extend(_split(s, chosen, lanes))
-            log.made.append(f"{s.out.name} is reduced in {lanes} lanes")
-    return program.with_stages(out)
-
-
-def _contiguous_axis(s: Compute) -> Axis | None:
-    r = s.reduction
-    if r is None:
-        return None
-    along = [x for x in access.reads(r.body) if ix.number(x.source.size) != 1]
-    for a in r.axes:
-        n = ix.number(a.extent)
-        if n is not None and n < 16:
-            continue
-        if any(access.stride(x, a) == 1 for x in along) and all(access.stride(x, a) in (0, 1) for x in along):
-            return a
-    return None
-
-
-def _split(s: Compute, along: Axis, lanes: int) -> list[Stage]:
-    r = s.reduction
-    assert r is not None
-    n = ix.number(along.extent)
-    while n is not None and lanes > n:
-        lanes //= 2
-    combine = REDUCTIONS[r.kind]
-    neutral = const(identity(r.kind, s.out.dtype), s.out.dtype)
-    fresh = [axis(a.name, a.extent) for a in s.axes]
-    lane = axis("lane", lanes)
-    step = axis(along.name, along.extent // lanes)
-    others = tuple(a for a in r.axes if a is not along)
-    places: dict[Expr, Expr] = dict(zip(s.axes, fresh, strict=True))
-    body = substitute(r.body, {**places, along: step * lanes + lane})
-    stages: list[Stage] = []
-
-    def define(suffix: str, axes: Sequence[Axis], value: Expr) -> Tensor:
-        t = Tensor(s.out.name + suffix, s.out.dtype, tuple(a.extent for a in axes))
-        t.stage = Compute(t, tuple(axes), value, s.origin, s.op)
-        stages.append(t.stage)
-        return t
-
-    part = define("_lanes", (*fresh, lane), reduce_over(r.kind, (*others, step), body))
-    rest = along.extent % lanes
-    if ix.number(rest) != 0:
-        fresh = [axis(a.name, a.extent) for a in s.axes]
-        lane = axis("lane", lanes)
-        places = dict(zip(s.axes, fresh, strict=True))
-        tail = substitute(r.body, {**places, along: (along.extent // lanes) * lanes + lane})
-        if others:
-            fresh_others = [axis(a.name, a.extent) for a in others]
-            tail = substitute(tail, dict(zip(others, fresh_others, strict=True)))
-            tail = reduce_over(r.kind, fresh_others, select(lane < rest, tail, neutral))
-            extra = define("_tail", (*fresh, lane), tail)
-            fresh2, lane2 = [axis(a.name, a.extent) for a in s.axes], axis("lane", lanes)
-            part = define(
-                "_lanes",
-                (*fresh2, lane2),
-                apply(combine, load(part, (*fresh2, lane2)), load(extra, (*fresh2, lane2))),
-            )
-        else:
-            both = apply(combine, load(part, (*fresh, lane)), select(lane < rest, tail, neutral))
-            part = define("_lanes", (*fresh, lane), both)
-    while lanes > 2:
-        lanes //= 2
-        fresh, lane = [axis(a.name, a.extent) for a in s.axes], axis("lane", lanes)
-        part = define(
-            "_half",
-            (*fresh, lane),
-            apply(combine, load(part, (*fresh, lane)), load(part, (*fresh, lane + lanes))),
-        )
-    last = (
-        apply(combine, load(part, (*s.axes, const(0))), load(part, (*s.axes, const(1))))
-        if lanes == 2
-        else load(part, (*s.axes, const(0)))
-    )
-    stages.append(Compute(s.out, s.axes, last, s.origin, s.op))
-    s.out.stage = stages[-1]
-    return stages
