@@ -168,6 +168,19 @@ PROGRAMS: tuple[Small, ...] = (
         sizes={"S": 3, "N": 2},
     ),
     Small(
+        "group_norm",
+        """g (float[N, 2, 3, 3] x) => (float y) {
+            c = Conv (x, w)
+            s = Reshape (c, groups)
+            n = InstanceNormalization (s, scale, shift)
+            b = Reshape (n, back)
+            y = Relu (b)
+        }""",
+        {"w": (8, 2, 2, 2), "scale": (2,), "shift": (2,)},
+        {"groups": [0, 2, -1], "back": [0, 8, 2, 2]},
+        sizes={"N": 1},
+    ),
+    Small(
         "resize",
         """g (float[N, 2, 4, 5] x) => (float y, float z) {
             y = Resize <mode = "linear"> (x, , scales)
