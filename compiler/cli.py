@@ -50,7 +50,9 @@ DimSets = Annotated[
     typer.Option("--dims", metavar="batch=1;batch=4", help="Sizes; sets with ; share one symbolic module."),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of a run.", show_default="all CPUs")]
-Precision = Annotated[str, typer.Option("--precision", help="fp32, or bf16 for matrix work.")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="fp32, or bf16: weights of matrix work in bfloat16.")
+]
 Target = Annotated[str, typer.Option("--target", help="native, numba or cuda.")]
 AnyTarget = Annotated[str, typer.Option("--target", help="native, numba, cuda, torch or keras.")]
 Triple = Annotated[

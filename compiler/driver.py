@@ -94,7 +94,7 @@ PLAIN: tuple[tuple[str, ProgramPass], ...] = (("inline", lambda p, s: inline.inl
 ALONE: tuple[tuple[str, ProgramPass], ...] = (
     ("turn", lambda p, s: layout.within_operators(p, s.log)),
     ("inline", lambda p, s: inline.inline(p, s.log, s.same)),
-    ("pack", lambda p, s: pack.pack(p, s.registers, s.log)),
+    ("pack", lambda p, s: pack.pack(p, s.registers, s.log, s.options.precision)),
     ("lanes", lambda p, s: lanes.split_reductions(p, 4 * s.lanes, s.log)),
 )
 """Level 1: every operator tiled and vectorised as well as it can be alone, between tensors in the layouts
@@ -105,7 +105,7 @@ FUSED: tuple[tuple[str, ProgramPass], ...] = (
     ("columns", lambda p, s: layout.merge_columns(p, s.log)),
     ("layout", lambda p, s: layout.choose(p, s.log)),
     ("inline", lambda p, s: inline.inline(p, s.log, s.same)),
-    ("pack", lambda p, s: pack.pack(p, s.registers, s.log)),
+    ("pack", lambda p, s: pack.pack(p, s.registers, s.log, s.options.precision)),
     ("lanes", lambda p, s: lanes.split_reductions(p, 4 * s.lanes, s.log)),
 )
 """Level 2: layouts over the whole graph, inlining, panels for contractions, lanes for reductions."""

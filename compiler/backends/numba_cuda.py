@@ -39,7 +39,7 @@ PLAIN: tuple[tuple[str, Pass], ...] = (("inline", lambda p, s: inline.inline(p, 
 ALONE: tuple[tuple[str, Pass], ...] = (
     ("turn", lambda p, s: layout.within_operators(p, s.log)),
     ("inline", lambda p, s: inline.inline(p, s.log, s.same)),
-    ("pack", lambda p, s: pack.pack(p, PANELS, s.log)),
+    ("pack", lambda p, s: pack.pack(p, PANELS, s.log, s.options.precision)),
     ("lanes", lambda p, s: lanes.split_reductions(p, LANES, s.log)),
 )
 """Level 1: every operator as well as it can be alone, between tensors in the layouts of the model."""
@@ -48,7 +48,7 @@ FUSED: tuple[tuple[str, Pass], ...] = (
     ("columns", lambda p, s: layout.merge_columns(p, s.log)),
     ("layout", lambda p, s: layout.choose(p, s.log)),
     ("inline", lambda p, s: inline.inline(p, s.log, s.same)),
-    ("pack", lambda p, s: pack.pack(p, PANELS, s.log)),
+    ("pack", lambda p, s: pack.pack(p, PANELS, s.log, s.options.precision)),
     ("lanes", lambda p, s: lanes.split_reductions(p, LANES, s.log)),
 )
 """Level 2: layouts over the whole graph, inlining, contiguous operands, one partial sum per thread."""

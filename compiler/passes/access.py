@@ -104,8 +104,9 @@ def has_guard(body: Expr) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
-    """A sum of products of two reads. Axes by where they occur: `m` in `left` and the result, `n` in `right`
-    and the result, `batch` in all three, `k` the reduced ones.
+    """A sum of products of two reads, which may be converted to the type of the sum. Axes by where they
+    occur: `m` in `left` and the result, `n` in `right` and the result, `batch` in all three, `k` the reduced
+    ones.
     """
 
     left: Load
@@ -123,8 +124,8 @@ def contraction(stage: Compute) -> Contraction | None:
     r = stage.reduction
     if r is None or r.kind != "sum" or not isinstance(r.body, Apply) or r.body.op != "mul":
         return None
-    left, right = r.body.args
-    if not (isinstance(left, Load) and isinstance(right, Load)):
+    left, right = map(_operand, r.body.args)
+    if left is None or right is None:
         return None
     in_left, in_right = free(left), free(right)
     if any(a not in in_left or a not in in_right for a in r.axes):
@@ -138,6 +139,13 @@ def contraction(stage: Compute) -> Contraction | None:
     if batch or not (m or n):
         return None
     return found if n else swapped(found)
+
+
+def _operand(e: Expr) -> Load | None:
+    """The read that an operand is, or is a conversion of."""
+    if isinstance(e, Apply) and e.op == "cast":
+        (e,) = e.args
+    return e if isinstance(e, Load) else None
 
 
 def swapped(c: Contraction) -> Contraction:

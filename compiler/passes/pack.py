@@ -13,9 +13,9 @@ from fusile.ir.expr import (
     Axis,
     Expr,
     Load,
-    apply,
     as_expr,
     axis,
+    cast,
     const,
     free,
     load,
@@ -24,6 +24,7 @@ from fusile.ir.expr import (
     substitute,
 )
 from fusile.ir.tensor import Compute, Program, Scan, Stage, Tensor
+from fusile.ir.types import BF16, F32, DType
 from fusile.passes import access
 from fusile.passes.inline import Log
 from fusile.schedule.tiles import Registers, best_vectors
@@ -54,13 +55,18 @@ def panel_width(s: Compute, c: access.Contraction, last: Axis, registers: Regist
     return best_vectors(last.extent, extent, registers) * registers.lanes
 
 
-def pack(program: Program, registers: Registers, log: Log) -> Program:
-    """Give every contraction a right operand in panels or contiguous along its vector axis."""
+def pack(program: Program, registers: Registers, log: Log, precision: str = "fp32") -> Program:
+    """Give every contraction a right operand in panels or contiguous along its vector axis.
+
+    With the precision "bf16", panels of float32 weights hold bfloat16: half the memory to read. Products and
+    sums stay float32.
+    """
+    narrow = BF16 if precision == "bf16" else F32
     out: list[Stage] = []
     packed: dict[tuple[object, ...], Tensor] = {}
     for s in program.stages:
         if isinstance(s, Scan):
-            out.extend(_packed_scan(s, registers, packed, log))
+            out.extend(_packed_scan(s, registers, packed, log, narrow))
             continue
         if not isinstance(s, Compute):
             out.append(s)
@@ -77,7 +83,7 @@ def pack(program: Program, registers: Registers, log: Log) -> Program:
                 f"dimensions"
             )
         elif c.right.source.data is not None or access.stride(c.right, last) != 1:
-            stages = _packed(s, c, last, registers, packed)
+            stages = _packed(s, c, last, registers, packed, narrow)
             out.extend(stages)
             log.made.append(f"{c.right.source.name} is packed into panels for {s.out.name}")
         else:
@@ -91,8 +97,11 @@ def _packed(
     last: Axis,
     registers: Registers,
     done: dict[tuple[object, ...], Tensor],
+    narrow: DType,
 ) -> list[Stage]:
-    """Stages: panels[batch…, n0, k…, n1] = right, then the contraction over the panels."""
+    """Stages: panels[batch…, n0, k…, n1] = right, then the contraction over the panels. Float32 weights are
+    kept in the type `narrow`.
+    """
     width = panel_width(s, c, last, registers)
     r = s.reduction
     assert r is not None
@@ -105,16 +114,18 @@ def _packed(
     if ix.number(last.extent) is None or (ix.number(last.extent) or 0) % width:
         value = select(at < last.extent, value, as_expr(0, value.dtype))
     axes = (*(fresh[a] for a in outer), tile, *(fresh[a] for a in order), lane)
+    kept = narrow if c.right.source.data is not None and c.right.dtype is F32 else c.right.dtype
+    value = cast(value, kept)
     key = (c.right.source, width, *_shape_key(c.right, (*outer, *order, last)))
     stages: list[Stage] = []
     panels = done.get(key)
     if panels is None:
-        panels = Tensor(f"{c.right.source.name}_panels", c.right.dtype, tuple(a.extent for a in axes))
+        panels = Tensor(f"{c.right.source.name}_panels", kept, tuple(a.extent for a in axes))
         stages.append(Compute(panels, axes, value, s.origin, s.op))
         panels.stage = stages[0]
         done[key] = panels
-    read = load(panels, (*outer, last // width, *order, last % width))
-    body = reduce_over("sum", tuple(order), apply("mul", c.left, read))
+    read = cast(load(panels, (*outer, last // width, *order, last % width)), c.right.dtype)
+    body = reduce_over("sum", tuple(order), substitute(r.body, {c.right: read}))
     stages.append(Compute(s.out, s.axes, body, s.origin, s.op))
     return stages
 
@@ -144,7 +155,7 @@ def _turned(
 
 
 def _packed_scan(
-    s: Scan, registers: Registers, done: dict[tuple[object, ...], Tensor], log: Log
+    s: Scan, registers: Registers, done: dict[tuple[object, ...], Tensor], log: Log, narrow: DType
 ) -> list[Stage]:
     """A scan whose steps read weights in panels, which are made before it."""
     before: list[Stage] = []
@@ -158,7 +169,7 @@ def _packed_scan(
             and c.right.source.data is not None
             and s.time not in free(c.right)
         ):
-            *panels, packed = _packed(b, c, last, registers, done)
+            *panels, packed = _packed(b, c, last, registers, done, narrow)
             before.extend(panels)
             assert isinstance(packed, Compute)
             b = packed

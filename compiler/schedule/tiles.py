@@ -2,7 +2,7 @@
 
 A small cost model in cycles per step of the reduced loop, for a core that issues two fused multiply-adds and
 two loads per cycle, with four cycles of latency, and reads panels from its second-level cache at about 24
-bytes per cycle (measured; see docs/performance.md).
+bytes per cycle (measured on a server core with AVX-512).
 """
 
 from __future__ import annotations

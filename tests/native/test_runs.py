@@ -48,6 +48,22 @@ def test_any_number_of_threads_gives_the_same_bits(name: str, level: int, refere
             assert mine.tobytes() == theirs.tobytes()
 
 
+@pytest.mark.parametrize("target", ["native", "numba"])
+def test_bf16_is_float32_over_weights_in_bfloat16(target: str) -> None:
+    model, feeds = CASES["matmuls"]
+    rounded = onnx.load_from_string(model)
+    for tensor in rounded.graph.initializer:
+        value = onnx.numpy_helper.to_array(tensor)
+        if value.dtype == np.float32 and value.ndim > 1 and value.size > 8:
+            near = value.astype(ml_dtypes.bfloat16).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(near, tensor.name))
+    full, half = (fusile.compile(model, target=target, precision=p)(**feeds) for p in ("fp32", "bf16"))
+    same = fusile.compile(rounded, target=target)(**feeds)
+    for exact, mine, wanted in zip(full, half, same, strict=True):
+        assert not np.array_equal(mine, exact)
+        np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_callers_at_the_same_time_get_the_same_bits(name: str, threads: int) -> None:

@@ -1,1 +1,0 @@
-"""Tile bodies: inner loops with an implementation for one instruction set."""
