@@ -197,12 +197,12 @@ def _accumulate(total: Buffer, r: Reduce, axes: list[Axis], value: Expr) -> list
 
     def block(start: Expr, n: int) -> list[Stmt]:
         part = Buffer(f"{total.name}_part", total.dtype, (), "local")
-        within = axis(a.name, n)
-        term = substitute(value, {a: start + within})
+        within = [axis(a.name, n)] if n > 1 else []
+        term = substitute(value, {a: start + within[0] if within else start})
         return [
             Alloc(part),
             Store(part, (), const(0, total.dtype)),
-            *_around([within, *inside], [Store(part, (), load(part, ()) + term)]),
+            *_around([*within, *inside], [Store(part, (), load(part, ()) + term)]),
             Store(total, (), load(total, ()) + load(part, ())),
         ]
 
@@ -226,7 +226,10 @@ def _cut(axes: Sequence[Axis]) -> tuple[int, int] | None:
         if inside * size > MOST_ADDED:
             fits = 1 if n is None else MOST_ADDED // inside
             near = (*range(fits, fits // 2, -1), *range(fits + 1, 2 * fits + 1))
-            return at, next((w for w in near if size % w == 0), fits)
+            width = next((w for w in near if size % w == 0), fits)
+            if width < size:
+                return at, width
+            return (at - 1, 1) if at else None
         inside *= size
     return None
 
