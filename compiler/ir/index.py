@@ -14,7 +14,16 @@ from collections.abc import Iterable, Mapping
 
 from fusile.ir.expr import Apply, Axis, Dim, Expr, apply, as_expr, const, raw_apply
 from fusile.ir.poly import Monomial, Poly, add, multiply, number, poly, rank, split
-from fusile.ir.proofs import above_zero, compare, extreme, mentions, nonnegative, positive, within
+from fusile.ir.proofs import (
+    above_zero,
+    compare,
+    extreme,
+    mentions,
+    never_negative,
+    nonnegative,
+    positive,
+    within,
+)
 from fusile.ir.types import I64
 
 __all__ = [
@@ -124,9 +133,9 @@ def arithmetic(op: str, args: tuple[Expr, ...]) -> Expr:
                 return divide("floordiv" if op == "div" else "mod", a, b)
             return raw_apply(op, args, I64)
     difference = add(poly(a), poly(b), -1)
-    if nonnegative(difference):
+    if never_negative(difference):
         return b if op == "min" else a
-    if nonnegative(add({}, difference, -1)):
+    if never_negative(add({}, difference, -1)):
         return a if op == "min" else b
     return raw_apply(op, args, I64)
 

@@ -269,6 +269,16 @@ def above_zero(p: Mapping[Monomial, int] | Expr) -> bool:
     return low is not None and low.get((), 0) > 0 and all(c >= 0 for c in low.values())
 
 
+def never_negative(p: Mapping[Monomial, int]) -> bool:
+    """Whether p >= 0 where it may be asked: inside the loops over the axes in it, which run where no size is
+    0, or anywhere where there are none.
+    """
+    if any(isinstance(a, Axis) for a in _every_atom(p)):
+        return nonnegative(p)
+    low = extreme(p, False)
+    return not p or (low is not None and all(c >= 0 for c in low.values()))
+
+
 def within(index: Expr, extent: Expr) -> bool:
     """Whether 0 <= index < extent is provable."""
     p = poly(index)

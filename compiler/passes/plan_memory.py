@@ -29,9 +29,10 @@ Lowered = Callable[[Group], tuple[Variant, ...]]
 
 
 def bytes_of(t: Tensor) -> Expr:
-    """Bytes of a tensor, rounded up to whole cache lines; at least one line."""
+    """Bytes of a tensor, rounded up to whole cache lines; at least one line where the size is a number."""
     size = (t.size * storage_bytes(t.dtype) + (ALIGN - 1)) // ALIGN
-    return apply("max", size, const(1)) * ALIGN
+    known = ix.number(size)
+    return (size if known is None else const(max(known, 1))) * ALIGN
 
 
 def split_constant(groups: Sequence[Group], outputs: Collection[Tensor]) -> tuple[list[Group], list[Group]]:

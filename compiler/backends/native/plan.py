@@ -387,7 +387,7 @@ class PlanPrinter:
         for part in printed.parts:
             self.module.declare(f"declare hidden void @{part.symbol}(ptr, i64, i64, ptr)")
             if part.axes and own:
-                grain = apply("max", const(TASK_WORK) // apply("max", work(part.body), const(1)), const(1))
+                grain = apply("max", const(TASK_WORK) // (work(part.body) + 1), const(1))
                 f.lines.append(
                     f"  call void @fusile_parallel(ptr %ctx, ptr @{part.symbol}, ptr %frame, i64 "
                     f"{f.size(part.count)}, i64 {f.size(grain)}, ptr %scratch, i64 %stride)"
