@@ -16,7 +16,7 @@ FOLDERS = {
 }
 
 LAYERS = (
-    ("errors", "escape", "options", "target"),
+    ("dims", "errors", "escape", "options", "target"),
     ("ir", "graph", "capabilities"),
     ("frontend", "kernels"),
     ("passes", "schedule"),

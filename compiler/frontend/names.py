@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
+from fusile.dims import fix
 from fusile.errors import InvalidModelError, UsageError, show_name, show_names
 
 _LONGEST = 200
@@ -148,7 +149,7 @@ def settle_dims(model: ir.Model, dims: Mapping[str, int] | None) -> None:
             if value.shape is not None:
                 value.shape = ir.Shape(
                     [
-                        dims.get(dim.value or "", dim) if isinstance(dim, ir.SymbolicDim) else dim
+                        fix(dim.value, dims) if isinstance(dim, ir.SymbolicDim) and dim.value else dim
                         for dim in value.shape
                     ]
                 )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from fusile.dims import parse as parse_arithmetic
 from fusile.errors import Gap, InvalidModelError, UnsupportedError
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Const, Dim, Expr, Guard, Load, Reduce, const, dim, nodes, substitute
@@ -41,28 +42,27 @@ def parse_dim(d: object) -> Expr:
     if isinstance(d, int):
         return const(d)
     text = str(getattr(d, "value", d))
-    try:
-        tree = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError):
-        return dim(text)
-    found = _dim_of(tree)
-    return found if found is not None else dim(text)
+    tree = parse_arithmetic(text)
+    return dim(text) if tree is None else _dim_of(tree)
 
 
-def _dim_of(tree: ast.expr) -> Expr | None:
+def _dim_of(tree: ast.expr) -> Expr:
     match tree:
         case ast.Name(id=name):
             return dim(name)
         case ast.Constant(value=int(value)):
             return const(value)
-        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() as operator, right=right):
+        case ast.BinOp(left=left, op=op, right=right):
             a, b = _dim_of(left), _dim_of(right)
-            if a is None or b is None:
-                return None
-            return (
-                a + b if isinstance(operator, ast.Add) else a - b if isinstance(operator, ast.Sub) else a * b
-            )
-    return None
+            match op:
+                case ast.Add():
+                    return a + b
+                case ast.Sub():
+                    return a - b
+                case ast.Mult():
+                    return a * b
+            return a // b
+    raise TypeError(f"{type(tree).__name__} is no arithmetic")
 
 
 class _Lowering:

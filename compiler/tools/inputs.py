@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import operator
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from fusile.dims import evaluate
 from fusile.errors import UsageError, show_name, show_names
 from fusile.runtime.module import Array, Port, Value
 
@@ -197,7 +195,7 @@ def _size(port: Port, axis: int, dim: int | str | None, dims: Mapping[str, int])
     if dim is not None:
         if dim in dims:
             return dims[dim]
-        worked_out = _evaluate(dim, dims)
+        worked_out = evaluate(dim, dims)
         if worked_out is not None:
             return worked_out
     return _usual(port, axis)
@@ -208,34 +206,3 @@ def _usual(port: Port, axis: int) -> int:
     if axis == 0:
         return 1
     return _IMAGE_SIDE if len(port.shape or ()) == 4 and axis >= 2 else _OTHER_SIZE
-
-
-_ARITHMETIC: Mapping[type[ast.operator], Callable[[int, int], int]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-    ast.Div: operator.floordiv,
-}
-
-
-def _evaluate(text: str, dims: Mapping[str, int]) -> int | None:
-    """The value of a dimension such as `past + 1`, or None where it is no arithmetic over known sizes."""
-    if len(text) > 200 or not re.fullmatch(r"[\w\s+\-*/()]+", text):
-        return None
-    try:
-        return _number(ast.parse(text.strip(), mode="eval").body, dims)
-    except (SyntaxError, KeyError, ValueError, ZeroDivisionError):
-        return None
-
-
-def _number(node: ast.expr, dims: Mapping[str, int]) -> int:
-    match node:
-        case ast.Constant(value=int(number)):
-            return number
-        case ast.Name(id=name):
-            return dims[name]
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-            return _ARITHMETIC[type(op)](_number(left, dims), _number(right, dims))
-        case _:
-            raise ValueError("no arithmetic")

@@ -431,3 +431,12 @@ def test_weights_of_the_same_name_in_main_and_branch_do_not_meet() -> None:
     for condition, wanted in ((True, 11), (False, 12)):
         feeds = {"x": np.zeros(1, np.float32), "c": np.array(condition)}
         assert_same(run(to_proto(load(proto)), feeds), [np.array([wanted])])
+
+
+def test_a_fixed_size_is_put_into_the_sums_over_it() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 18]>
+    g (float[past, 4] x, float["past + 1", 4] y) => (float["2 * past + 1", 4] z) {
+        z = Concat <axis = 0> (x, y)
+    }"""
+    model = load(onnx.parser.parse_model(text), dims={"past": 3})
+    assert [list(value.shape or ()) for value in model.graph.inputs] == [[3, 4], [4, 4]]
