@@ -65,7 +65,6 @@ Level = Annotated[
 Weights = Annotated[
     Path | None, typer.Option("--weights", help="A safetensors file in place of the model's weights.")
 ]
-Tune = Annotated[bool, typer.Option("--tune", help="Choose schedules by measuring on this machine.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of drawn inputs and of random operators.")]
 Seeds = Annotated[str, typer.Option("--seed", metavar="0,1,2", help="Seeds of drawn inputs, one case each.")]
@@ -139,7 +138,6 @@ def compile(
     target_triple: Triple = None,
     level: Level = 2,
     weights: Weights = None,
-    tune: Tune = False,
     weights_beside: WeightsBeside = False,
     linker: Linker = None,
     dump_ir: DumpIr = None,
@@ -158,7 +156,6 @@ def compile(
         target_triple=target_triple,
         opt_level=level,
         weights=weights,
-        tune=tune,
         dump_ir=dump_ir,
     )
     if options.target not in KERNEL_TARGETS:
@@ -306,7 +303,6 @@ def bench(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Bursts per engine.")] = 7,
     burst: Annotated[float, typer.Option("--burst", help="Seconds per burst.")] = 0.25,
     weights: Weights = None,
-    tune: Tune = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -325,8 +321,7 @@ def bench(
             precision=precision,
             cpu=cpu,
             weights=weights,
-            tune=tune,
-        )
+            )
     if as_json:
         _print_json(report.to_json())
     else:

@@ -63,8 +63,7 @@ class Options:
     level such as "x86-64-v3" or a list of CPU features such as "avx2,fma"; `target_triple` asks for code
     for another machine. `weights` is a safetensors file that replaces the model's own weights. `denormals`
     says whether runs flush denormal numbers to zero. `seed` is where random operators without a seed of
-    their own start. `dump_ir` is a folder that receives every level of the compiler as text. `tune`
-    measures schedules on this machine instead of trusting the rules.
+    their own start. `dump_ir` is a folder that receives every level of the compiler as text.
 
     Raises UsageError where a value makes no sense.
     """
@@ -80,7 +79,6 @@ class Options:
     denormals: Denormals = "flush"
     seed: int = 0
     dump_ir: str | os.PathLike[str] | None = None
-    tune: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.dims, Dims):
@@ -105,8 +103,6 @@ class Options:
             value = getattr(self, name)
             if value is not None and not isinstance(value, (str, os.PathLike)):
                 raise UsageError(f"{name} is not a path", why=f"it is of type {type(value).__name__}")
-        if type(self.tune) is not bool:
-            raise UsageError("tune is neither True nor False", why=f"it is {self.tune!r}")
 
     def key(self) -> str:
         """The options that shape the generated code, as one canonical line of text for the cache.
@@ -122,7 +118,6 @@ class Options:
             "cpu": ",".join(sorted(self.cpu.split(","))),
             "target_triple": self.target_triple or "",
             "denormals": self.denormals,
-            "tune": self.tune,
         }
         return json.dumps(shaping, sort_keys=True, separators=(",", ":"))
 

@@ -368,7 +368,6 @@ def _job(
             "denormals": options.denormals,
             "weights": None if options.weights is None else os.fspath(options.weights),
             "seed": options.seed,
-            "tune": options.tune,
         },
     }
 
