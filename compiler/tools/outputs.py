@@ -40,6 +40,8 @@ def claim_folder(folder: str | os.PathLike[str], names: Iterable[str], force: bo
     """See that a folder may receive files of these names. Who writes them makes it: a refusal of the model
     shall not leave an empty one.
     """
+    if not os.fspath(folder):  # pathlib takes it for this folder
+        raise UsageError("The name of the folder is empty", todo="Give the name of a folder")
     place = Path(folder)
     if place.exists() and not place.is_dir():
         raise UsageError(f"{str(place)!r} is a file, not a folder", todo="Give the name of a folder with -o")

@@ -274,6 +274,8 @@ def test_messages_name_the_place_that_was_asked_for(
         assert code == 2
         assert "locked' cannot be written to" in err
     assert list(Path("locked").iterdir()) == []
+    with pytest.raises(fusile.UsageError, match="name of the folder is empty"):
+        fusile.emit(small_path, "torch", "")
     code, _, err = call("emit", small_path, "--to", "torch", "-o", small_path / "source")
     assert (code, f"{str(small_path)!r} is a file" in err) == (2, True)
 
