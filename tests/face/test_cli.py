@@ -285,7 +285,7 @@ def test_a_library_is_not_written_where_nothing_can_be(small_path: Path, tmp_pat
     for place in (tmp_path, Path("/")):
         with pytest.raises(fusile.UsageError, match=r"model\.so"):
             module.save(place)
-    with pytest.raises(fusile.UsageError, match="'/proc' cannot be written to"):
+    with pytest.raises(fusile.UsageError, match=r"/proc'? (cannot be written to|does not exist)"):
         module.save("/proc/m.so")
 
 
