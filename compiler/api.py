@@ -6,8 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fusile.errors import UsageError
-from fusile.options import KERNEL_TARGETS, make_options
+from fusile.options import KERNEL_TARGETS, OPTIONS, check_kernel_target, make_options, make_options_of
 from fusile.report import CheckReport, ExplainReport, Progress, silent
 from fusile.runtime.module import Module, Value
 
@@ -30,13 +29,9 @@ def compile(source: Source, *, progress: Progress = silent, **options: Any) -> M
     """
     from fusile import artefacts
 
-    made = make_options(**options)
-    if made.target not in KERNEL_TARGETS:
-        raise UsageError(
-            f"{made.target!r} is a target for source code",
-            todo=f"Use fusile.emit(model, to={made.target!r}, out=...)",
-        )
-    return artefacts.compile(source, made, progress)
+    target = options.get("target", "native")
+    check_kernel_target(target, f"Use fusile.emit(model, to={target!r}, out=...)")
+    return artefacts.compile(source, make_options(**options), progress)
 
 
 def check(source: Source, **options: Any) -> CheckReport:
@@ -50,14 +45,17 @@ def explain(source: Source, **options: Any) -> ExplainReport:
     """Kernels, fusion groups, the bytes they save, and every refusal with its reason."""
     from fusile import driver
 
+    check_kernel_target(options.get("target", "native"), f"explain knows {', '.join(KERNEL_TARGETS)}")
     return driver.explain(source, make_options(**options))
 
 
-def load(path: str | os.PathLike[str]) -> Module:
-    """Load a native module that `Module.save` or `fusile compile` wrote."""
+def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Module:
+    """Load a native module that `Module.save` or `fusile compile` wrote. `threads` is how many a run uses
+    (None: the CPUs that this process may use).
+    """
     from fusile import driver
 
-    return driver.load(path)
+    return driver.load(path, make_options(threads=threads).threads)
 
 
 def emit(
@@ -97,7 +95,9 @@ def verify(
     from fusile.tools.verify import verify as tool
 
     question = Question(seeds, dim_sets, inputs, bound, rtol, atol, search)
-    return tool(source, make_options(**options), question, progress)
+    own = ("seeds", "dim_sets", "inputs", "bound", "rtol", "atol", "search")
+    made = make_options_of("fusile.verify", OPTIONS, own, options)
+    return tool(source, made, question, progress)
 
 
 def bench(
@@ -110,7 +110,9 @@ def bench(
     **options: Any,
 ) -> BenchReport:
     """Time the model fused, unfused and in ONNX Runtime, taking turns, and compare their answers."""
-    from fusile.tools.bench import Plan
+    from fusile.tools.bench import TAKEN, Plan
     from fusile.tools.bench import bench as tool
 
-    return tool(source, make_options(**options), Plan(rounds, burst, inputs), progress)
+    check_kernel_target(options.get("target", "native"), f"bench measures {', '.join(KERNEL_TARGETS)}")
+    made = make_options_of("fusile.bench", TAKEN, ("rounds", "burst", "inputs"), options)
+    return tool(source, made, Plan(rounds, burst, inputs), progress)

@@ -1,25 +1,35 @@
 """The command line: `fusile check | compile | emit | run | verify | bench | explain | cache`.
 
-Exit codes: 0 done, 1 results differ, 2 usage, 3 the model is unsupported, 4 refused for safety.
+Exit codes: 0 done, 1 results differ, 2 usage, 3 the model is unsupported, 4 refused for safety, 70 a fault
+in fusile itself.
 """
 
 from __future__ import annotations
 
 import json
-import logging
+import re
 import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 import fusile
-from fusile.errors import FusileError, UnsupportedError, UsageError, show_name, show_names
-from fusile.options import KERNEL_TARGETS, Options, make_options, parse_dim_sets, parse_dims
+from fusile.errors import (
+    FusileError,
+    InternalError,
+    UnsupportedError,
+    UsageError,
+    show_name,
+    show_names,
+    show_text,
+)
+from fusile.options import Options, check_kernel_target, make_options, parse_dim_sets, parse_dims
 from fusile.report import Progress, silent
 
 if TYPE_CHECKING:
@@ -27,13 +37,14 @@ if TYPE_CHECKING:
 
     from fusile.runtime.module import Port, Value
 
-INTERNAL_ERROR = 70
+INTERNAL_ERROR = InternalError.exit_code
 INTERRUPTED = 130
 
 app = typer.Typer(
     name="fusile",
     help="Compile ONNX models to native modules, Numba kernels, PyTorch and Keras source.\n\n"
-    "Exit codes: 0 done, 1 results differ, 2 usage, 3 the model is unsupported, 4 refused for safety.",
+    "Exit codes: 0 done, 1 results differ, 2 usage, 3 the model is unsupported, "
+    "4 refused for safety, 70 a fault in fusile itself.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,14 +53,28 @@ app = typer.Typer(
 cache_app = typer.Typer()
 app.add_typer(cache_app, name="cache")
 
-Model = Annotated[Path, typer.Argument(help="The ONNX file.", show_default=False)]
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
+
+def _path(text: str) -> Path:
+    """A path as it was typed. An empty one (a variable of a shell that is not set) would mean this folder."""
+    if not text.strip():
+        raise UsageError("The name of a file is empty", todo="Give a name, or leave the flag out")
+    return Path(text)
+
+
+Model = Annotated[
+    Path, typer.Argument(parser=_path, metavar="MODEL", help="The ONNX file.", show_default=False)
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", parser=_path, metavar="PATH", help="Where to write.", show_default=False),
+]
 Dims = Annotated[str, typer.Option("--dims", metavar="batch=1,seq=128", help="Fix symbolic dimensions.")]
 DimSets = Annotated[
     str,
     typer.Option("--dims", metavar="batch=1;batch=4", help="Sizes; sets with ; share one symbolic module."),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of a run.", show_default="all CPUs")]
+BenchThreads = Annotated[int, typer.Option("--threads", help="Threads of a run.")]
 Precision = Annotated[
     str, typer.Option("--precision", help="fp32, or bf16: weights of matrix work in bfloat16.")
 ]
@@ -63,9 +88,11 @@ Level = Annotated[
     int, typer.Option("-O", min=0, max=2, help="0 plain loops, 1 tiled operators, 2 fused and tiled.")
 ]
 Weights = Annotated[
-    Path | None, typer.Option("--weights", help="A safetensors file in place of the model's weights.")
+    Path | None,
+    typer.Option(
+        "--weights", parser=_path, metavar="FILE", help="A safetensors file in place of the model's weights."
+    ),
 ]
-Tune = Annotated[bool, typer.Option("--tune", help="Choose schedules by measuring on this machine.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of drawn inputs and of random operators.")]
 Seeds = Annotated[str, typer.Option("--seed", metavar="0,1,2", help="Seeds of drawn inputs, one case each.")]
@@ -79,9 +106,12 @@ Inputs = Annotated[
     list[str] | None,
     typer.Option("--inputs", metavar="FILE.npz|NAME=FILE.npy", help="Inputs from files; others are drawn."),
 ]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more, and show tracebacks of faults.")]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Show the steps with their seconds, and tracebacks of faults.")
+]
 DumpIr = Annotated[
-    Path | None, typer.Option("--dump-ir", metavar="DIR", help="Write every level of the compiler as text.")
+    Path | None,
+    typer.Option("--dump-ir", parser=_path, metavar="DIR", help="Write every level of the compiler as text."),
 ]
 Linker = Annotated[
     str | None, typer.Option("--linker", help="The program to link with.", show_default="the C compiler")
@@ -114,9 +144,10 @@ def check(
     verbose: Verbose = False,
 ) -> None:
     """Say whether a model can be compiled: coverage, size, what would not work and why. Reads no weights."""
-    _begin(verbose)
     options = make_options(target=target, dims=parse_dims(dims), precision=precision)
-    report = fusile.check(_model(model), **_as_keywords(options))
+    with _progress(verbose) as tell:
+        tell("checking")
+        report = fusile.check(_model(model), **_as_keywords(options))
     if as_json:
         _print_json(report.to_json())
     else:
@@ -139,7 +170,6 @@ def compile(
     target_triple: Triple = None,
     level: Level = 2,
     weights: Weights = None,
-    tune: Tune = False,
     weights_beside: WeightsBeside = False,
     linker: Linker = None,
     dump_ir: DumpIr = None,
@@ -148,7 +178,7 @@ def compile(
     verbose: Verbose = False,
 ) -> None:
     """Compile a model into a native module (model.so, model.h, model.py), or into Numba kernels."""
-    _begin(verbose)
+    check_kernel_target(target, f"Use fusile emit MODEL --to {target}")
     options = make_options(
         target=target,
         dims=parse_dims(dims),
@@ -158,23 +188,19 @@ def compile(
         target_triple=target_triple,
         opt_level=level,
         weights=weights,
-        tune=tune,
         dump_ir=dump_ir,
     )
-    if options.target not in KERNEL_TARGETS:
-        raise UsageError(
-            f"{target!r} is a target for source code", todo=f"Use fusile emit MODEL --to {target}"
-        )
+    _model(model)
     if options.target != "native":
-        _emit(model, target, output, options, force, as_json)
+        _emit(model, target, output, options, force, as_json, verbose)
         return
     from fusile.tools.outputs import beside, claim
 
     place = output or Path(model.with_suffix(".so").name)
     claim([*beside(place), *([place.with_suffix(".weights")] if weights_beside else [])], force)
     start = time.perf_counter()
-    with _progress() as tell:
-        module = fusile.compile(_model(model), progress=tell, **_as_keywords(options))
+    with _progress(verbose) as tell:
+        module = fusile.compile(model, progress=tell, **_as_keywords(options))
         tell("writing the module")
         written = module.save(place, embed=not weights_beside, linker=linker)
     _print_written(written, time.perf_counter() - start, as_json)
@@ -193,14 +219,19 @@ def emit(
     verbose: Verbose = False,
 ) -> None:
     """Write a model as source code to read, change and train, into a folder."""
-    _begin(verbose)
     options = make_options(dims=parse_dims(dims), precision=precision, opt_level=level)
-    _emit(model, to, output, options, force, as_json)
+    _emit(model, to, output, options, force, as_json, verbose)
 
 
 @app.command()
 def run(
-    model: Annotated[Path, typer.Argument(help="An ONNX file, or a compiled .so.", show_default=False)],
+    context: typer.Context,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            parser=_path, metavar="MODEL", help="An ONNX file, or a compiled .so.", show_default=False
+        ),
+    ],
     inputs: Inputs = None,
     seed: Seed = 0,
     output: Output = None,
@@ -215,19 +246,21 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Run a model on arrays from files, or on drawn ones, and print the outputs or write them as .npz."""
-    _begin(verbose)
     from fusile.tools.arrays import write_npz
     from fusile.tools.inputs import draw_accepted, read_inputs
     from fusile.tools.outputs import claim
 
     sizes = parse_dims(dims)
+    check_kernel_target(target, f"Use fusile emit MODEL --to {target}")
     if output is not None:
         if output.suffix != ".npz":
             raise UsageError(f"Outputs are written as .npz, not as {show_name(output.name)}")
         claim([output], force)
-    with _progress() as tell:
+    with _progress(verbose) as tell:
         if model.suffix in (".so", ".dylib", ".dll"):
-            module = fusile.load(_model(model))
+            _refuse_build_flags(context, model)
+            module = fusile.load(_model(model), threads=threads)
+            _refuse_fixed_dims(sizes, module.inputs, model)
         else:
             options = make_options(
                 target=target, dims=sizes, threads=threads, precision=precision, opt_level=level,
@@ -267,9 +300,11 @@ def verify(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare a target with ONNX Runtime, and find the first node that differs. Needs fusile[verify]."""
-    _begin(verbose)
-    with _progress() as tell:
+    """Compare a target with ONNX Runtime, and find the first node that differs.
+
+    Needs ONNX Runtime, which the extra "verify" installs.
+    """
+    with _progress(verbose) as tell:
         report = fusile.verify(
             _model(model),
             seeds=_whole_numbers(seeds),
@@ -299,20 +334,18 @@ def bench(
     model: Model,
     target: Target = "native",
     dims: Dims = "",
-    threads: Threads = 1,
+    threads: BenchThreads = 1,
     precision: Precision = "fp32",
     cpu: Cpu = "native",
     inputs: Inputs = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Bursts per engine.")] = 7,
     burst: Annotated[float, typer.Option("--burst", help="Seconds per burst.")] = 0.25,
     weights: Weights = None,
-    tune: Tune = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Time a model fused, unfused and in ONNX Runtime, side by side, and compare the answers."""
-    _begin(verbose)
-    with _progress() as tell:
+    with _progress(verbose) as tell:
         report = fusile.bench(
             _model(model),
             rounds=rounds,
@@ -325,7 +358,6 @@ def bench(
             precision=precision,
             cpu=cpu,
             weights=weights,
-            tune=tune,
         )
     if as_json:
         _print_json(report.to_json())
@@ -347,11 +379,14 @@ def cache(context: typer.Context, as_json: Json = False) -> None:
     usage = store.usage()
     if as_json:
         entries = [{"kind": use.kind, "entries": use.entries, "bytes": use.bytes} for use in usage]
-        _print_json({"folder": str(store.root), "persistent": store.persistent, "usage": entries})
+        _print_json(
+            {"folder": str(store.root), "persistent": store.persistent, "why": store.why, "usage": entries}
+        )
         return
-    print(store.root if store.persistent else "the cache is turned off (FUSILE_CACHE=0)")
+    print(store.root if store.persistent else f"nothing is kept between runs: {show_text(store.why)}")
     for use in usage:
-        print(f"  {use.kind}: {use.entries} entries, {amount(use.bytes)}")
+        entries_text = "1 entry" if use.entries == 1 else f"{use.entries} entries"
+        print(f"  {use.kind}: {entries_text}, {amount(use.bytes)}")
 
 
 @cache_app.command("clear")
@@ -379,13 +414,16 @@ def explain(
     verbose: Verbose = False,
 ) -> None:
     """Print kernels and fusion groups, the bytes they save, and every refusal with its reason."""
-    _begin(verbose)
-    options = make_options(
-        target=target, dims=parse_dims(dims), precision=precision, cpu=cpu, opt_level=level
-    )
-    with _progress() as tell:
+    with _progress(verbose) as tell:
         tell("compiling")
-        report = fusile.explain(_model(model), **_as_keywords(options))
+        report = fusile.explain(
+            _model(model),
+            target=target,
+            dims=parse_dims(dims),
+            precision=precision,
+            cpu=cpu,
+            opt_level=level,
+        )
     if as_json:
         _print_json(report.to_json())
     else:
@@ -394,10 +432,18 @@ def explain(
         _print_lines(explain_lines(report))
 
 
-def _emit(model: Path, to: str, output: Path | None, options: Options, force: bool, as_json: bool) -> None:
+def _emit(
+    model: Path,
+    to: str,
+    output: Path | None,
+    options: Options,
+    force: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
     start = time.perf_counter()
     place = output or Path(f"{model.stem}_{to}")
-    with _progress() as tell:
+    with _progress(verbose) as tell:
         tell(f"writing {to} source")
         report = fusile.emit(
             _model(model), to, place, force=force, **_as_keywords(options, without=("target",))
@@ -412,7 +458,7 @@ def _emit(model: Path, to: str, output: Path | None, options: Options, force: bo
     for kind, tensors in lists.items():
         print(f"{kind} ({len(tensors)}): {show_names((name for name, _ in tensors), 6)}")
     for note in report.notes:
-        print(note)
+        print(show_text(note))
 
 
 def _as_keywords(options: Options, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -427,6 +473,37 @@ def _model(path: Path) -> Path:
     return path
 
 
+_BUILD_FLAGS = {"target": "--target", "precision": "--precision", "level": "-O", "weights": "--weights"}
+
+
+def _refuse_build_flags(context: typer.Context, library: Path) -> None:
+    """A compiled library is what it was compiled to be; flags that ask for something else are no wishes."""
+    given = [
+        flag
+        for name, flag in _BUILD_FLAGS.items()
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise UsageError(
+            f"{' and '.join(given)} cannot be chosen for {str(library)!r}",
+            why="a compiled module already has these fixed",
+            todo="Leave them out, or compile the model again with them",
+        )
+
+
+def _refuse_fixed_dims(sizes: Iterable[str], ports: Sequence[Port], library: Path) -> None:
+    """Sizes are for drawn inputs here: only dimensions that the module leaves open have any."""
+    texts = [dim for port in ports for dim in port.shape or () if isinstance(dim, str)]
+    open_dims = {*texts, *(word for text in texts for word in re.findall(r"\w+", text))}
+    fixed = [name for name in sizes if name not in open_dims]
+    if fixed:
+        raise UsageError(
+            f"--dims gives a size to {show_names(fixed)}, which {str(library)!r} does not leave open",
+            why="a compiled module already has its sizes fixed",
+            todo=f"Its open dimensions are {show_names(sorted(set(texts)))}" if texts else "Leave it out",
+        )
+
+
 def _whole_numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",") if part.strip()] or [0]
@@ -434,9 +511,36 @@ def _whole_numbers(text: str) -> list[int]:
         raise UsageError(f"{text!r} is no list of whole numbers", todo="Write it as 0,1,2") from None
 
 
+class _Steps:
+    """A Progress that says each step with its seconds once it is over."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._start = 0.0
+
+    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
+        if stage != self._stage:
+            self.end()
+            self._stage, self._start = stage, time.perf_counter()
+
+    def end(self) -> None:
+        if self._stage:
+            _note(f"{self._stage}: {time.perf_counter() - self._start:.2f} s")
+        self._stage = ""
+
+
 @contextmanager
-def _progress() -> Iterator[Progress]:
-    """A progress line on standard error while it is a terminal; otherwise nothing."""
+def _progress(verbose: bool) -> Iterator[Progress]:
+    """The steps and their seconds on standard error where they were asked for, else a progress line while it
+    is a terminal, else nothing.
+    """
+    if verbose:
+        steps = _Steps()
+        try:
+            yield steps
+        finally:
+            steps.end()
+        return
     if not sys.stderr.isatty():
         yield silent
         return
@@ -454,11 +558,6 @@ def _progress() -> Iterator[Progress]:
         yield tell
 
 
-def _begin(verbose: bool) -> None:
-    if verbose:
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
-
-
 def _note(text: str) -> None:
     print(f"fusile: {text}", file=sys.stderr)
 
@@ -474,7 +573,8 @@ def _print_lines(lines: Iterable[RenderableType]) -> None:
     console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
     for line in lines:
         if line != "":
-            console.print(Text(line) if isinstance(line, str) else line, highlight=False)
+            shown = Text(show_text(line, kept="\n")) if isinstance(line, str) else line
+            console.print(shown, highlight=False)
 
 
 def _print_written(written: Sequence[Path], seconds: float, as_json: bool) -> None:
@@ -515,35 +615,47 @@ def main() -> NoReturn:
     """Run the command line and leave with its exit code; users see messages, never tracebacks."""
     try:
         app()
+    except SystemExit as left:
+        # The parser of the command line has printed its refusal, which is where its exit came from.
+        refusal = getattr(left.__context__, "format_message", None)
+        if refusal is not None:
+            _tell_json(refusal(), int(left.code or 0))
+        raise
     except FusileError as error:
-        _say(f"error: {error}")
-        sys.exit(error.exit_code)
+        gaps = error.gaps if isinstance(error, UnsupportedError) else ()
+        _fail("error", str(error), error.exit_code, **({"gaps": list(map(asdict, gaps))} if gaps else {}))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
-        _say(f"error: {error.filename or 'the system'}: {error.strerror or error}")
-        sys.exit(UsageError.exit_code)
+        _fail("error", f"{error.filename or 'the system'}: {error.strerror or error}", UsageError.exit_code)
     except MemoryError:
-        _say("error: there is not enough memory for this model")
-        sys.exit(UsageError.exit_code)
+        _fail("error", "there is not enough memory for this model", UsageError.exit_code)
     except Exception as error:  # the last line of defence: whatever is a fault of ours
         if {"-v", "--verbose"} & set(sys.argv):
             traceback.print_exc()
-        _say(
-            f"internal error: {type(error).__name__}: {error}\n"
-            "This is a fault in fusile. The same command with -v shows where it happened."
+        _fail(
+            "internal error",
+            f"{type(error).__name__}: {error}\n"
+            "This is a fault in fusile. The same command with -v shows where it happened.",
+            INTERNAL_ERROR,
         )
-        sys.exit(INTERNAL_ERROR)
     sys.exit(0)
 
 
-def _say(text: str) -> None:
-    """A message on standard error, without control characters that a model's strings may hold."""
-    shown = "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)
+def _fail(kind: str, text: str, code: int, **more: Any) -> NoReturn:
+    """Leave with a message on standard error, and as JSON on standard output where that was asked for."""
+    shown = show_text(f"{kind}: {text}", kept="\n")  # a model's strings may hold control signs
     print(f"fusile: {shown}", file=sys.stderr)
+    _tell_json(text, code, **more)
+    sys.exit(code)
+
+
+def _tell_json(text: str, code: int, **more: Any) -> None:
+    if "--json" in sys.argv:
+        _print_json({"ok": False, "error": text, "exit": code, **more})
 
 
 if __name__ == "__main__":

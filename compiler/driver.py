@@ -248,8 +248,8 @@ def explain(source: Any, options: Options) -> ExplainReport:
     return reports.explain(model_name(source), options, trace.program, trace.groups, made, trace.log)
 
 
-def load(path: str | os.PathLike[str]) -> Module:
+def load(path: str | os.PathLike[str], threads: int | None = None) -> Module:
     """A module out of a .so file that `save` wrote."""
     from fusile.backends.native import files
 
-    return files.load(Path(path))
+    return files.load(Path(path), threads)

@@ -25,6 +25,20 @@ def show_names(names: Iterable[str | None], limit: int = 8) -> str:
     return shown if len(every) <= limit else f"{shown} and {len(every) - limit} more"
 
 
+def show_text(text: str, kept: str = "") -> str:
+    """Text that words out of a model stand in, for a terminal: control signs and line breaks become escapes,
+    except for those in `kept`.
+    """
+    return "".join(sign if sign.isprintable() or sign in kept else repr(sign)[1:-1] for sign in text)
+
+
+def show_word(word: str, limit: int = _SHOWN_NAME) -> str:
+    """A word out of a model that is shown without quotes, such as a dimension or an operator: itself where
+    it is plain, else as a quoted name.
+    """
+    return word if word.isprintable() and len(word) <= limit else show_name(word, limit)
+
+
 class FusileError(Exception):
     """Base of all errors that fusile raises on purpose.
 
@@ -91,6 +105,8 @@ class DifferenceError(FusileError):
 class InternalError(FusileError):
     """A bug of fusile: a level of the compiler broke one of its own promises (see `fusile.ir.verify`)."""
 
+    exit_code: ClassVar[int] = 70
+
     def __init__(self, what: str, *, where: str | None = None, why: str | None = None) -> None:
         todo = "This is a bug of fusile, not of the model: please report it together with the model"
         super().__init__(what, where=where, why=why, todo=todo)
@@ -109,7 +125,7 @@ class Gap:
 
     def __str__(self) -> str:
         operator = f"{self.domain}::{self.op_type}" if self.domain else self.op_type
-        text = f"{_one_line(operator)}"
+        text = show_word(operator)
         if self.opset is not None:
             text += f" (opset {self.opset})"
         text += f" at node {show_name(self.node)}: {self.reason.rstrip('.')}."
@@ -134,7 +150,3 @@ class UnsupportedError(FusileError):
             lines.append(f"  and {len(self.gaps) - _SHOWN_GAPS} more")
         text = "\n".join([f"{self.what.rstrip('.')}:", *lines]) if lines else f"{self.what.rstrip('.')}."
         return f"{text}\n{self.todo.rstrip('.')}." if self.todo else text
-
-
-def _one_line(text: str) -> str:
-    return text if text.isprintable() else repr(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
@@ -63,8 +63,7 @@ class Options:
     level such as "x86-64-v3" or a list of CPU features such as "avx2,fma"; `target_triple` asks for code
     for another machine. `weights` is a safetensors file that replaces the model's own weights. `denormals`
     says whether runs flush denormal numbers to zero. `seed` is where random operators without a seed of
-    their own start. `dump_ir` is a folder that receives every level of the compiler as text. `tune`
-    measures schedules on this machine instead of trusting the rules.
+    their own start. `dump_ir` is a folder that receives every level of the compiler as text.
 
     Raises UsageError where a value makes no sense.
     """
@@ -80,7 +79,6 @@ class Options:
     denormals: Denormals = "flush"
     seed: int = 0
     dump_ir: str | os.PathLike[str] | None = None
-    tune: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.dims, Dims):
@@ -95,7 +93,7 @@ class Options:
         _one_of("denormals", self.denormals, get_args(Denormals))
         if self.threads is not None:
             _integer("threads", self.threads, 1, _MAX_THREADS)
-        _integer("seed", self.seed, 0, 2**63 - 1)
+        check_seed(self.seed)
         _text("cpu", self.cpu, _CPU, '"native", or CPU features with commas such as "avx2,fma"')
         if self.target_triple is not None:
             _text(
@@ -105,8 +103,6 @@ class Options:
             value = getattr(self, name)
             if value is not None and not isinstance(value, (str, os.PathLike)):
                 raise UsageError(f"{name} is not a path", why=f"it is of type {type(value).__name__}")
-        if type(self.tune) is not bool:
-            raise UsageError("tune is neither True nor False", why=f"it is {self.tune!r}")
 
     def key(self) -> str:
         """The options that shape the generated code, as one canonical line of text for the cache.
@@ -122,7 +118,6 @@ class Options:
             "cpu": ",".join(sorted(self.cpu.split(","))),
             "target_triple": self.target_triple or "",
             "denormals": self.denormals,
-            "tune": self.tune,
         }
         return json.dumps(shaping, sort_keys=True, separators=(",", ":"))
 
@@ -132,10 +127,44 @@ class Options:
         return replace(self, **changes)
 
 
+OPTIONS: tuple[str, ...] = tuple(option.name for option in fields(Options))
+"""The names of all options."""
+
+
+def check_seed(seed: object) -> None:
+    """Raises UsageError for what cannot be a seed, of random operators or of drawn inputs."""
+    _integer("seed", seed, 0, 2**63 - 1)
+
+
+def check_kernel_target(target: object, instead: str) -> None:
+    """Raises UsageError for a target that has no modules to run. `instead` says how a target for source code
+    is used.
+    """
+    if target in KERNEL_TARGETS:
+        return
+    if target in SOURCE_TARGETS:
+        raise UsageError(f"{target!r} is a target for source code", todo=instead)
+    _one_of("target", target, KERNEL_TARGETS)
+
+
 def make_options(**values: Any) -> Options:
     """Options out of keyword arguments; UsageError for a name that is no option lists those there are."""
     _known(values)
     return Options(**values)
+
+
+def make_options_of(
+    tool: str, taken: Sequence[str], own: Sequence[str], values: Mapping[str, Any]
+) -> Options:
+    """Options of a tool that looks at those in `taken` only and has `own` arguments beside them. Raises
+    UsageError for others.
+    """
+    for name in values:
+        if name not in taken:
+            raise UsageError(
+                f"{name!r} is no option of {tool}", todo=f"Its options are {', '.join([*own, *taken])}"
+            )
+    return make_options(**values)
 
 
 def parse_dims(text: str) -> dict[str, int]:
@@ -163,10 +192,9 @@ def parse_dim_sets(text: str) -> list[dict[str, int]]:
 
 
 def _known(values: Mapping[str, Any]) -> None:
-    names = [option.name for option in fields(Options)]
     for name in values:
-        if name not in names:
-            raise UsageError(f"{name!r} is no option", todo=f"The options are {', '.join(names)}")
+        if name not in OPTIONS:
+            raise UsageError(f"{name!r} is no option", todo=f"The options are {', '.join(OPTIONS)}")
 
 
 def _size(name: str, size: object) -> int:

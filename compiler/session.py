@@ -173,6 +173,8 @@ class InferenceSession:
             self._module: Module = artefacts.compile(self._source, options, silent)
         except FusileError as error:
             raise load_error(error, self._source) from error
+        except OSError as error:  # a full disk, a cache that became unwritable
+            raise Fail(f"The model could not be made ready: {error}") from error
         self._providers, self._provider_options = providers, provider_options
         self._names = self._module.signature.names
         self._places = {port.name: place for place, port in enumerate(self._module.outputs)}

@@ -86,22 +86,31 @@ def open_cache() -> Cache:
     Where the platform's own cache folder cannot be written, warns once and works as with FUSILE_CACHE=0.
     """
     if os.environ.get("FUSILE_CACHE") == "0":
-        return _private_cache(os.getpid())
+        return _private_cache(os.getpid(), "FUSILE_CACHE=0")
     chosen = os.environ.get("FUSILE_CACHE_DIR")
     if chosen:
-        return Cache(_own_folder(Path(chosen).expanduser()))
+        root = Path(chosen).expanduser()
+        try:
+            return Cache(_own_folder(root))
+        except OSError as error:
+            raise UsageError(
+                f"The cache folder {root} cannot be used",
+                why=error.strerror or str(error),
+                todo="Set FUSILE_CACHE_DIR to a folder of your own, or FUSILE_CACHE=0",
+            ) from error
     try:
         return Cache(_own_folder(_platform_folder()))
-    except OSError as error:
-        return _warned_private_cache(os.getpid(), str(error))
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        return _warned_private_cache(os.getpid(), f"No cache folder can be used ({error})")
 
 
 class Cache:
-    """See the module. `persistent` is False where the cache is turned off."""
+    """See the module. `persistent` is False where nothing is kept, and `why` says why."""
 
-    def __init__(self, root: Path, *, persistent: bool = True) -> None:
+    def __init__(self, root: Path, *, persistent: bool = True, why: str = "") -> None:
         self.root = root
         self.persistent = persistent
+        self.why = why
 
     def get(self, kind: str, key: str) -> Entry | None:
         """The entry, checked, or None. A damaged one is removed."""
@@ -355,10 +364,10 @@ def _own_folder(root: Path) -> Path:
 
 
 @functools.cache
-def _private_cache(process: int) -> Cache:
+def _private_cache(process: int, why: str) -> Cache:
     """A cache that remembers nothing and goes with the process; a forked child has one of its own."""
     root = Path(tempfile.mkdtemp(prefix="fusile-"))
-    cache = Cache(root, persistent=False)
+    cache = Cache(root, persistent=False, why=why)
     weakref.finalize(cache, _remove_of, process, root)
     return cache
 
@@ -371,8 +380,7 @@ def _remove_of(process: int, root: Path) -> None:
 @functools.cache
 def _warned_private_cache(process: int, reason: str) -> Cache:
     warnings.warn(
-        f"No cache folder can be used ({reason}), so every start compiles anew. "
-        "Set FUSILE_CACHE_DIR to a folder of your own.",
+        f"{reason}, so every start compiles anew. Set FUSILE_CACHE_DIR to a folder of your own.",
         stacklevel=3,
     )
-    return _private_cache(process)
+    return _private_cache(process, reason)

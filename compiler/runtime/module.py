@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
-from fusile.errors import RunError, UsageError, show_name, show_names
+from fusile.errors import RunError, UsageError, show_name, show_names, show_word
 from fusile.ir.types import BY_CODE, numpy_dtype
 from fusile.runtime.dlpack import from_dlpack
 
@@ -57,8 +57,7 @@ class Port:
     def __str__(self) -> str:
         if self.shape is None:
             return f"{show_name(self.name)}: {self.type}"
-        dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
-        return f"{show_name(self.name)}: {self.type}[{dims}]"
+        return f"{show_name(self.name)}: {self.type}{_shape_text(self.shape)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +93,11 @@ class FeedError(RunError):
 
 
 def _said(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join('?' if part is None else str(part) for part in value)}]"
-    return str(value)
+    return _shape_text(value) if isinstance(value, tuple) else str(value)
+
+
+def _shape_text(shape: Sequence[int | str | None]) -> str:
+    return f"[{', '.join('?' if dim is None else show_word(str(dim)) for dim in shape)}]"
 
 
 @dataclass(frozen=True, slots=True)

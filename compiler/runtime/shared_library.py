@@ -96,7 +96,15 @@ def write_shared_library(
         path.with_suffix(".py"),
         path.with_suffix(".weights") if plan.weights_bytes and not inside else None,
     )
-    with tempfile.TemporaryDirectory(prefix=".fusile-", dir=path.parent) as name:
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=".fusile-", dir=path.parent)
+    except OSError as error:  # its text names a file that nobody asked for
+        raise UsageError(
+            f"The folder {str(path.parent)!r} cannot be written to",
+            why=error.strerror,
+            todo="Choose another one",
+        ) from error
+    with scratch as name:
         draft = Path(name)
         texts = [support_text(target), interface_text(prefix, embedded_weights=inside)]
         exports = [f"{prefix}_{function}" for function in _FUNCTIONS]

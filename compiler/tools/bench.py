@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import fusile.driver as driver
-from fusile.errors import UnsupportedError, UsageError
-from fusile.options import KERNEL_TARGETS, Options
+from fusile.errors import UnsupportedError, UsageError, show_text, show_word
+from fusile.options import Options, check_seed
 from fusile.report import Progress
 from fusile.runtime.module import Port, Value
 from fusile.tools.agreement import bound_for
@@ -92,9 +92,9 @@ class BenchReport:
         from rich.text import Text
 
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        title = f"{self.model} on {self.target}, {threads}, {self.precision}"
+        title = Text(f"{show_word(self.model)} on {self.target}, {threads}, {self.precision}")
         failures = (f"{row.engine} failed: {row.failed}" for row in self.rows if row.failed)
-        caption = Text("\n".join((*failures, *self.notes)))
+        caption = Text(show_text("\n".join((*failures, *self.notes)), kept="\n"))
         table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
         table.add_column("engine")
         for column in ("median ms", "p90 ms", "min ms", "× fused", "cold s", "warm s", "peak MB", "error"):
@@ -141,6 +141,12 @@ class Plan:
     def __post_init__(self) -> None:
         if self.rounds < 1 or not 0 < self.burst <= 60:
             raise UsageError("bench takes one round or more, and bursts of up to 60 seconds")
+        for seed in self.seeds:
+            check_seed(seed)
+
+
+TAKEN = ("target", "dims", "threads", "precision", "cpu", "denormals", "weights", "seed")
+"""The options that bench hands to its engines; the level is what it compares."""
 
 
 class _Worker:
@@ -208,11 +214,6 @@ def bench(source: Any, options: Options, plan: Plan, progress: Progress) -> Benc
     Each engine has a process of its own; they take turns in short bursts, so that a drifting machine
     slows all of them alike. Without ONNX Runtime the two others are measured and a note says so.
     """
-    if options.target not in KERNEL_TARGETS:
-        raise UsageError(
-            f"bench does not measure the target {options.target!r}",
-            todo=f"Choose one of {', '.join(KERNEL_TARGETS)}",
-        )
     threads = options.threads or _cpus()
     engines = list(_OURS)
     notes = ["fusile flushes denormal numbers to zero, ONNX Runtime keeps them."]
@@ -359,16 +360,11 @@ def _job(
         "feeds": feeds,
         "answers": str(folder / f"answers_{engine}.npz"),
         "options": {
-            "target": options.target,
+            **{name: getattr(options, name) for name in TAKEN},
             "dims": dict(options.dims),
             "threads": threads,
-            "precision": options.precision,
             "opt_level": _OURS.get(engine, 2),
-            "cpu": options.cpu,
-            "denormals": options.denormals,
             "weights": None if options.weights is None else os.fspath(options.weights),
-            "seed": options.seed,
-            "tune": options.tune,
         },
     }
 

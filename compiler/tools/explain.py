@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from fusile.errors import show_names
+from fusile.errors import show_names, show_text, show_word
 from fusile.report import CheckReport, ExplainReport
 
 if TYPE_CHECKING:
@@ -29,10 +29,15 @@ def amount(number: int | None, unit: str = "B") -> str:
     return f"{value:.1f} P{unit}"
 
 
+def counted(number: int | str, thing: str) -> str:
+    """`1 node`, `2 nodes`: a number, or one that is text by now, with what it counts."""
+    return f"{number} {thing}" if str(number) == "1" else f"{number} {thing}s"
+
+
 def check_lines(report: CheckReport) -> Iterator[RenderableType]:
     """A CheckReport: ports, size, operators, and what stands in the way."""
     verdict = ("can be compiled", "green") if report.supported else ("is not supported", "red")
-    yield Text.assemble(f"{report.model} ", verdict, f" for {report.target}")
+    yield Text.assemble(f"{show_word(report.model)} ", verdict, f" for {report.target}")
     for title, ports in (("inputs", report.inputs), ("outputs", report.outputs)):
         for port in ports:
             yield Text(f"  {title[:-1]:7} {port}")
@@ -40,7 +45,7 @@ def check_lines(report: CheckReport) -> Iterator[RenderableType]:
         f"{amount(report.flops, 'FLOP')} per run" if report.flops is not None else "work depends on the sizes"
     )
     yield Text(
-        f"  {report.nodes} nodes, {amount(report.parameters, '')}parameters "
+        f"  {counted(report.nodes, 'node')}, {counted(amount(report.parameters, '').strip(), 'parameter')} "
         f"in {amount(report.weight_bytes)}, {work}"
     )
     table = Table(box=None, pad_edge=False, padding=(0, 2))
@@ -48,20 +53,22 @@ def check_lines(report: CheckReport) -> Iterator[RenderableType]:
     table.add_column("nodes", justify="right")
     table.add_column("")
     for use in sorted(report.operators, key=lambda use: (use.supported, -use.count, use.name)):
-        table.add_row(Text(f"  {use.name}"), str(use.count), Text("" if use.supported else "no", "red"))
+        table.add_row(
+            Text(f"  {show_word(use.name)}"), str(use.count), Text("" if use.supported else "no", "red")
+        )
     yield table
     for gap in report.gaps:
-        yield Text(f"  {gap}", "red")
+        yield Text(show_text(f"  {gap}"), "red")
     for note in report.notes:
-        yield Text(f"  {note}")
+        yield Text(show_text(f"  {note}"))
 
 
 def explain_lines(report: ExplainReport) -> Iterator[RenderableType]:
     """An ExplainReport: kernels with their work, why groups were made, and what was refused."""
     memory = f"{amount(report.weight_bytes)} of weights, {amount(report.arena_bytes)} of working memory"
     yield Text(
-        f"{report.model} for {report.target} at -O{report.opt_level}: "
-        f"{len(report.kernels)} kernels, {memory}; "
+        f"{show_word(report.model)} for {report.target} at -O{report.opt_level}: "
+        f"{counted(len(report.kernels), 'kernel')}, {memory}; "
         f"fusion saves {amount(report.saved_bytes)} of memory traffic per run"
     )
     table = Table(show_lines=False)
@@ -73,7 +80,7 @@ def explain_lines(report: ExplainReport) -> Iterator[RenderableType]:
         table.add_row(
             Text(kernel.name),
             Text(_nodes(kernel.nodes, kernel.operators)),
-            Text("\n".join(kernel.schedule)),
+            Text("\n".join(map(show_text, kernel.schedule))),
             amount(kernel.flops, "FLOP"),
             amount(kernel.bytes_read),
             amount(kernel.bytes_written),
@@ -81,17 +88,18 @@ def explain_lines(report: ExplainReport) -> Iterator[RenderableType]:
     yield table
     for group in report.groups:
         yield Text(
-            f"group {group.kernel} = {show_names(group.nodes)}: {group.why} "
+            f"group {group.kernel} = {show_names(group.nodes)}: {show_text(group.why)} "
             f"(saves {amount(group.saved_bytes)})"
         )
     for refusal in report.refusals[:_SHOWN_REFUSALS]:
-        yield Text(f"no {refusal.what} of {show_names(refusal.nodes)}: {refusal.why}")
+        yield Text(f"no {refusal.what} of {show_names(refusal.nodes)}: {show_text(refusal.why)}")
     if len(report.refusals) > _SHOWN_REFUSALS:
         yield Text(f"and {len(report.refusals) - _SHOWN_REFUSALS} more refusals (--json lists them all)")
     for note in report.notes:
-        yield Text(note)
+        yield Text(show_text(note))
 
 
 def _nodes(nodes: tuple[str, ...], operators: tuple[str, ...]) -> str:
     """`Conv, Relu (conv1, relu1)`, cut where it grows long."""
-    return f"{', '.join(operators[:8])}{', …' if len(operators) > 8 else ''}\n{show_names(nodes, 3)}"
+    shown = ", ".join(map(show_word, operators[:8]))
+    return f"{shown}{', …' if len(operators) > 8 else ''}\n{show_names(nodes, 3)}"

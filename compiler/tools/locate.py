@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fusile.errors import show_name
+from fusile.errors import show_name, show_word
 from fusile.report import Progress
 from fusile.runtime.module import Value, element_of
 from fusile.tools.agreement import Difference, Tolerance, compare
@@ -39,7 +39,7 @@ class NodeDifference:
 
     def __str__(self) -> str:
         operator = f"{self.domain}::{self.op_type}" if self.domain else self.op_type
-        place = f"node {show_name(self.node)} ({operator}), value {show_name(self.value.name)}"
+        place = f"node {show_name(self.node)} ({show_word(operator)}), value {show_name(self.value.name)}"
         text = f"first difference at {place}"
         return f"{text}: {self.note}" if self.note else text
 

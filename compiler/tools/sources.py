@@ -50,7 +50,7 @@ def as_proto(source: Any) -> onnx.ModelProto:
 
     try:
         if isinstance(source, (str, os.PathLike)):
-            return onnx.load(existing(source))
+            return onnx.load(existing(source), format="protobuf")
         if isinstance(source, (bytes, bytearray, memoryview)):
             return onnx.load_model_from_string(bytes(source))
     except DecodeError as error:
@@ -83,7 +83,7 @@ def weight_types(source: Any) -> list[str]:
     import onnx
 
     if isinstance(source, (str, os.PathLike)):
-        model = onnx.load(existing(source), load_external_data=False)
+        model = onnx.load(existing(source), format="protobuf", load_external_data=False)
     else:
         model = as_proto(source)
     kinds = {tensor.data_type for tensor in model.graph.initializer}

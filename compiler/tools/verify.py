@@ -7,12 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fusile.errors import DifferenceError, FusileError, UsageError, show_name
-from fusile.options import Options
+from fusile.errors import DifferenceError, FusileError, UsageError, show_name, show_text, show_word
+from fusile.options import Options, check_seed
 from fusile.report import Progress
 from fusile.runtime.module import Value
 from fusile.tools.agreement import Difference, Tolerance, bound_for, compare
-from fusile.tools.engines import Run, reference_run, reference_session, session_ports, target_run
+from fusile.tools.engines import (
+    Run,
+    onnxruntime,
+    reference_run,
+    reference_session,
+    session_ports,
+    target_run,
+)
 from fusile.tools.inputs import draw_accepted, read_inputs
 from fusile.tools.locate import NodeDifference, locate
 from fusile.tools.rounding import condition, excused
@@ -37,7 +44,7 @@ class Case:
     @property
     def name(self) -> str:
         drawn = "given inputs" if self.seed is None else f"seed {self.seed}"
-        sizes = ", ".join(f"{name}={size}" for name, size in self.dims.items())
+        sizes = ", ".join(f"{show_word(name)}={size}" for name, size in self.dims.items())
         return f"{drawn}, {sizes}" if sizes else drawn
 
 
@@ -74,20 +81,23 @@ class VerifyReport:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=f"{self.model} on {self.target} against ONNX Runtime", title_justify="left")
+        title = Text(f"{show_word(self.model)} on {self.target} against ONNX Runtime")
+        table = Table(title=title, title_justify="left")
         for column in ("inputs", "output", "error", "largest", "where", "verdict"):
             table.add_column(column, justify="right" if column in ("error", "largest") else "left")
         for case in self.cases:
             for output in case.outputs:
                 place = f"[{', '.join(map(str, output.at))}]: {output.got} for {output.want}"
-                agrees = f"agrees {output.why}".rstrip()
-                verdict = Text(agrees, "green") if output.ok else Text(output.why or "differs", "red")
+                why = show_text(output.why)
+                verdict = (
+                    Text(f"agrees {why}".rstrip(), "green") if output.ok else Text(why or "differs", "red")
+                )
                 table.add_row(
                     Text(case.name),
                     Text(show_name(output.name)),
                     f"{output.error:.1e}",
                     f"{output.largest:.1e}",
-                    Text("" if output.ok else place),
+                    Text("" if output.ok else show_text(place)),
                     verdict,
                 )
         return table
@@ -131,23 +141,34 @@ class Question:
     atol: float | None = None
     search: bool = True
 
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise UsageError("There are no seeds to draw inputs with", todo="Give at least one")
+        for seed in self.seeds:
+            check_seed(seed)
+        for name in ("bound", "rtol", "atol"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:  # not even a NaN
+                raise UsageError(f"{name}={value!r} is no bound for an error", todo="Give 0 or more")
+
 
 def verify(source: Any, options: Options, question: Question, progress: Progress) -> VerifyReport:
     """Compare a model on a target with ONNX Runtime, its optimisations off.
 
     One set of sizes is compiled in; with several, one module with symbolic dimensions serves all. Where the
     bound is the usual one, a difference that rounding alone explains is agreement (see tools/rounding.py). On
-    any other the first node that differs is looked for. Raises UsageError where ONNX Runtime is
-    missing or refuses the model or its inputs.
+    any other the first node that differs is looked for. Our own reader sees the model before ONNX Runtime
+    does, and raises as `compile` does. Raises UsageError where ONNX Runtime is missing or refuses the model
+    or its inputs.
     """
     sets: list[Mapping[str, int]] = list(question.dim_sets) or [options.dims]
     if len(sets) == 1:
         options = options.with_(dims=sets[0])
-    model = as_file_or_bytes(source)
-    progress("loading the reference")
-    reference = reference_session(model)
+    onnxruntime()  # without a reference there is no need to compile
     progress("compiling")
     answer = target_run(source, options, progress)
+    progress("loading the reference")
+    reference = reference_session(as_file_or_bytes(source))
     asked = _feeds(reference, question, sets, progress)
     tolerance, reason = _tolerance(source, question, [want for *_, want in asked], options)
     names = [output.name for output in reference.get_outputs()]

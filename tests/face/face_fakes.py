@@ -121,5 +121,5 @@ class FakeDriver:
         kernels = tuple(KernelNote(f"k{i}", (n.name,), (n.op_type,)) for i, n in enumerate(nodes))
         return ExplainReport("model", options.target, options.opt_level, kernels)
 
-    def load(self, path: str | os.PathLike[str]) -> Module:
+    def load(self, path: str | os.PathLike[str], threads: int | None = None) -> Module:
         raise UsageError(f"{str(path)!r} is no module of fusile's")

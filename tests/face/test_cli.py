@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+import fusile
 from fusile import cli
+from fusile.tools.explain import amount, counted
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -66,6 +70,18 @@ def test_version(call: Call) -> None:
         ["run", "MODEL", "--inputs", "nowhere.npy"],
         ["run", "MODEL", "-o", "out.txt"],
         ["verify", "MODEL", "--seed", "one"],
+        ["verify", "MODEL", "--seed", "-1"],
+        ["verify", "MODEL", "--bound", "-1"],
+        ["verify", "MODEL", "--atol", "nan"],
+        ["check", ""],
+        ["compile", ""],
+        ["compile", "MODEL", "-o", ""],
+        ["compile", "MODEL", "-o", "."],
+        ["compile", "MODEL", "-o", "/", "--force"],
+        ["compile", "MODEL", "-o", "m.bin"],
+        ["compile", "MODEL", "-o", "no/folder/m.so"],
+        ["compile", "MODEL", "--tune"],
+        ["emit", "MODEL", "--to", "torch", "-o", ""],
     ],
     ids=lambda arguments: " ".join(arguments),
 )
@@ -237,5 +253,185 @@ def test_emit_writes_source_and_only_its_own_is_overwritten(call: Call, small_pa
 
 
 def test_a_place_that_cannot_be_written_is_a_message(call: Call, small_path: Path) -> None:
-    code, _, err = call("run", small_path, "-o", "no/such/folder/out.npz")
-    assert (code, "No such file or directory" in err) == (2, True)
+    code, out, err = call("run", small_path, "-o", "no/such/folder/out.npz", "-v")
+    assert (code, out) == (2, "")
+    assert err == (  # no step was taken before
+        "fusile: error: There is no folder 'no/such/folder'. Make it, or give another name with -o.\n"
+    )
+
+
+def test_messages_name_the_place_that_was_asked_for(
+    call: Call, small_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "locked")
+    Path("locked").mkdir()
+    for arguments in (
+        ("compile", "-o", "locked/m.so"),
+        ("run", "-o", "locked/y.npz"),
+        ("emit", "--to", "torch", "-o", "locked/deep/source"),
+    ):
+        code, _, err = call(arguments[0], small_path, *arguments[1:])
+        assert code == 2
+        assert "locked' cannot be written to" in err
+    assert list(Path("locked").iterdir()) == []
+    with pytest.raises(fusile.UsageError, match="name of the folder is empty"):
+        fusile.emit(small_path, "torch", "")
+    code, _, err = call("emit", small_path, "--to", "torch", "-o", small_path / "source")
+    assert (code, f"{str(small_path)!r} is a file" in err) == (2, True)
+
+
+def test_a_library_is_not_written_where_nothing_can_be(small_path: Path, tmp_path: Path) -> None:
+    module = fusile.compile(small_path)
+    for place in (tmp_path, Path("/")):
+        with pytest.raises(fusile.UsageError, match=r"model\.so"):
+            module.save(place)
+    with pytest.raises(fusile.UsageError, match=r"/proc'? (cannot be written to|does not exist)"):
+        module.save("/proc/m.so")
+
+
+@pytest.mark.parametrize("to", ["torch", "keras", "numba", "cuda"])
+def test_a_refused_emit_leaves_no_folder(call: Call, tmp_path: Path, node_model: Any, to: str) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(node_model("NoSuchOperator"))
+    assert call("emit", path, "--to", to, "-o", "source")[0] == 3
+    assert not Path("source").exists()
+
+
+def test_an_emit_that_cannot_write_leaves_no_folder(
+    call: Call, small_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "model.py.part")
+
+    monkeypatch.setattr("fusile.backends.framework.weights.write", full)
+    code, _, err = call("emit", small_path, "--to", "torch", "-o", "source")
+    assert (code, ".part" in err, "'source' cannot be written to: No space left" in err) == (2, False, True)
+    assert not Path("source").exists()
+
+
+def test_a_compiled_library_has_no_build_flags(call: Call, small_path: Path) -> None:
+    assert call("compile", small_path, "-o", "m.so")[0] == 0
+    for flags in (["--target", "native"], ["--precision", "bf16"], ["-O0"], ["--weights", "w"]):
+        code, _, err = call("run", "m.so", *flags)
+        assert code == 2
+        assert flags[0][:2] in err
+        assert "a compiled module already has these fixed" in err
+    assert call("run", "m.so", "--cpu", "native")[0] == 2
+    code, out, _ = call("run", "m.so", "--dims", "N=2", "--threads", "1", "--json")
+    assert (code, len(json.loads(out)["z"])) == (0, 2)
+    code, _, err = call("run", "m.so", "--dims", "M=2")
+    assert (code, "Its open dimensions are 'N'" in err) == (2, True)
+
+
+def test_verify_sees_a_model_with_our_own_reader_first(
+    call: Call, small: onnx.ModelProto, small_path: Path, node_model: Any
+) -> None:
+    pytest.importorskip("onnxruntime")
+    foreign = onnx.ModelProto()
+    foreign.CopyFrom(small)
+    weight = foreign.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../outside")
+    for content, expected, words in (
+        (foreign.SerializeToString(), 4, "outside of its folder"),
+        (node_model("NoSuchOperator"), 3, "at node 'the node'"),
+        (small_path.read_bytes()[:-40], 2, "truncated"),
+        (b"no model at all", 2, "not an ONNX file"),
+    ):
+        Path("odd.onnx").write_bytes(content)
+        code, _, err = call("verify", "odd.onnx")
+        assert (code, words in err, "ONNX Runtime" in err) == (expected, True, False), err
+    Path("model.json").write_bytes(small_path.read_bytes())  # a name does not make it text
+    assert call("verify", "model.json")[0] == 0
+
+
+def test_names_of_dimensions_and_models_cannot_play_tricks(call: Call) -> None:
+    evil = "d\x1b[31m\x07\nx"
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], [evil], name=evil), helper.make_node("Exp", [evil], ["y"])],
+        evil,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [evil, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [evil, 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, "[red]m.onnx")
+    for command in ("check", "explain", "verify", "run"):
+        code, out, err = call(command, "[red]m.onnx")
+        assert code == 0
+        assert not {"\x1b", "\x07"} & set(out + err)
+        assert "\nx" not in out + err
+        assert command == "run" or "[red]m.onnx" in out
+    assert f"tensor(float)[{evil!r}, 3]" in call("check", "[red]m.onnx")[1]
+    np.save("x.npy", np.zeros((1, 4), np.float32))
+    assert f"expected [{evil!r}, 3], got [1, 4]" in call("run", "[red]m.onnx", "--inputs", "x.npy")[2]
+
+
+def test_help_says_what_is_true(call: Call) -> None:
+    assert "70 a fault in fusile itself" in " ".join(call("--help")[1].split())
+    assert 'the extra "verify"' in call("verify", "--help")[1]
+    out = call("bench", "--help")[1]
+    line = next(line for line in out.splitlines() if "--threads" in line)
+    assert ("default: 1" in line, "all CPUs" in line) == (True, False)
+
+
+def test_tools_list_their_own_options(small_path: Path) -> None:
+    with pytest.raises(fusile.UsageError, match=r"no option of fusile\.bench.*rounds, burst, inputs, target"):
+        fusile.bench(small_path, round=3)
+    with pytest.raises(fusile.UsageError, match=r"'opt_level' is no option of fusile\.bench"):
+        fusile.bench(small_path, opt_level=1)
+    with pytest.raises(fusile.UsageError, match=r"no option of fusile\.verify.*seeds, dim_sets"):
+        fusile.verify(small_path, seed_list=[1])
+
+
+def test_kernel_commands_offer_kernel_targets(call: Call, small_path: Path) -> None:
+    for command in ("compile", "run", "bench", "explain"):
+        code, _, err = call(command, small_path, "--target", "foo")
+        assert (code, "Choose one of native, numba, cuda." in err) == (2, True)
+        assert call(command, small_path, "--target", "torch")[0] == 2
+    with pytest.raises(fusile.UsageError, match="Choose one of native, numba, cuda"):
+        fusile.compile(small_path, target="foo")
+
+
+def test_failures_are_json_where_that_was_asked_for(call: Call, tmp_path: Path, node_model: Any) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(node_model("NoSuchOperator"))
+    code, out, err = call("compile", path, "--json")
+    told = json.loads(out)
+    assert (code, told["ok"], told["exit"]) == (3, False, 3)
+    assert told["gaps"][0]["op_type"] == "NoSuchOperator"
+    assert told["error"] in err
+    assert json.loads(call("check", path, "--json")[1])["supported"] is False
+    for arguments in (["check", "nowhere.onnx"], ["check", path, "--no-such-flag"], ["run", path, "-O", "9"]):
+        code, out, err = call(*arguments, "--json")
+        told = json.loads(out)
+        assert (code, told["ok"], told["exit"], bool(told["error"])) == (2, False, 2, True)
+        assert err
+
+
+def test_verbose_shows_the_steps(call: Call, small_path: Path) -> None:
+    code, out, err = call("compile", small_path, "-o", "m.so", "-v")
+    assert code == 0
+    assert re.search(r"^fusile: writing the module: [0-9.]+ s$", err, re.MULTILINE)
+    assert "writing the module" not in out
+
+
+def test_counts_are_words(call: Call, tmp_path: Path, node_model: Any) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(node_model("Relu"))
+    assert "  1 node, 0 parameters in 0 B" in call("check", path)[1]
+    assert counted(amount(2_500_000, ""), "parameter") == "2.5 M parameters"
+
+
+def test_the_cache_says_why_it_keeps_nothing(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FUSILE_CACHE", "0")
+    assert "nothing is kept between runs: FUSILE_CACHE=0" in call("cache")[1]
+    monkeypatch.delenv("FUSILE_CACHE")
+    monkeypatch.delenv("FUSILE_CACHE_DIR", raising=False)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="No cache folder"):
+        code, out, _ = call("cache")
+    assert (code, "No cache folder can be used" in out, "FUSILE_CACHE=0" in out) == (0, True, False)

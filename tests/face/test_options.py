@@ -27,7 +27,6 @@ from fusile.options import Options, make_options, parse_dim_sets, parse_dims
         ({"cpu": "native; rm"}, "avx2,fma"),
         ({"target_triple": "x"}, "aarch64-unknown-linux-gnu"),
         ({"weights": 5}, "not a path"),
-        ({"tune": 1}, "neither True nor False"),
         ({"denormals": "perhaps"}, "flush, keep"),
         ({"seed": -1}, "seed=-1"),
         ({"optlevel": 2}, "'optlevel' is no option. The options are target, dims"),

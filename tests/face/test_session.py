@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -324,3 +325,20 @@ def test_profile_is_a_chrome_trace(small_bytes: bytes, tmp_path: Path) -> None:
     assert [event["name"] for event in events] == ["model_loading", "model_run"]
     assert all(event["ph"] == "X" and event["dur"] >= 0 for event in events)
     assert session.end_profiling() == ""
+
+
+def test_a_cache_that_cannot_be_used_is_an_error_of_the_session(
+    small_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FUSILE_CACHE", raising=False)
+    monkeypatch.setenv("FUSILE_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(session_errors.InvalidArgument, match="cannot be used: Not a directory"):
+        fusile.InferenceSession(small_path)
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fusile.artefacts.compile", full)
+    with pytest.raises(session_errors.Fail, match=r"could not be made ready: .*No space left"):
+        fusile.InferenceSession(small_path)

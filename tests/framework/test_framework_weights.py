@@ -296,7 +296,7 @@ def test_nothing_is_left_of_a_failed_write(tmp_path: Path, monkeypatch: pytest.M
         raise OSError("full")
 
     monkeypatch.setattr(wf, "_write", fail)
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(UsageError, match="cannot be written to: full"):
         emit(conv_net()[0], "torch", tmp_path)
     assert list(tmp_path.iterdir()) == []
 

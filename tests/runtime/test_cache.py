@@ -339,6 +339,16 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path, monkeypatch: p
         open_cache()
 
 
+def test_a_chosen_folder_that_cannot_be_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FUSILE_CACHE", raising=False)
+    monkeypatch.setenv("FUSILE_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cache cannot be used: Not a directory.*FUSILE_CACHE=0"):
+        open_cache()
+
+
 def test_turned_off_it_remembers_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FUSILE_CACHE", "0")
     monkeypatch.setenv("FUSILE_CACHE_DIR", str(tmp_path / "never"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import onnx_ir as ir
 from fusile.backends.framework import weights as wf
 from fusile.backends.framework.code import Code, Plain, call, layout, literal
 from fusile.backends.framework.common import Framework, Place, Printer, stored_axes
+from fusile.errors import UsageError
 from fusile.graph.tensors import Role, Weight
 
 MODEL_FILE, WEIGHTS_FILE = "model.py", "weights.safetensors"
@@ -50,16 +52,28 @@ def _product(shape: Sequence[int]) -> int:
 def write_folder(
     folder: Path, source: str, model: ir.Model, known: Mapping[str, Weight], notes: Sequence[str] = ()
 ) -> EmitReport:
-    """Write model.py and weights.safetensors, both or neither."""
+    """Write model.py and weights.safetensors, both or neither. Makes the folder, and leaves none that it made
+    where writing fails. Raises UsageError where the place cannot be written.
+    """
     ast.parse(source)
-    folder.mkdir(parents=True, exist_ok=True)
     part = folder / (MODEL_FILE + ".part")
+    made = not folder.exists()
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         part.write_text(source, encoding="utf-8")
         wf.write(folder / WEIGHTS_FILE, model, known)
         os.replace(part, folder / MODEL_FILE)
+    except OSError as error:  # its text may name a file that nobody asked for
+        raise UsageError(
+            f"The folder {str(folder)!r} cannot be written to",
+            why=error.strerror or str(error),
+            todo="Choose another one",
+        ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+            if made:
+                folder.rmdir()  # only an empty one goes
     lists: dict[Role, list[tuple[str, tuple[int, ...]]]] = {"param": [], "buffer": [], "constant": []}
     for own, weight in known.items():
         held = model.graph.initializers[own].const_value

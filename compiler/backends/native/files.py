@@ -6,6 +6,7 @@ import ctypes
 import functools
 import json
 import mmap
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,11 +40,7 @@ def write(
     """
     from fusile.runtime.shared_library import write_shared_library
 
-    if path.suffix not in (".so", ".dylib", ".dll"):
-        raise UsageError(
-            f"A native module is a library, and {path.name!r} is not the name of one",
-            todo=f"Call it {path.with_suffix('.so').name!r}",
-        )
+    path = library_path(path)
     with tempfile.TemporaryDirectory(prefix="fusile-") as folder:
         place = weights
         if isinstance(weights, Memory):
@@ -53,6 +50,22 @@ def write(
             path, objects, interface, target, weights=place, embed=embed, linker=linker
         )
     return tuple(each for each in (made.library, made.header, made.wrapper, made.weights) if each is not None)
+
+
+def library_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a library to write. Raises UsageError for a folder and for another kind of file."""
+    place = Path(path)
+    if not place.name or place.is_dir():
+        raise UsageError(
+            f"{str(place)!r} is a folder, and a native module is a file",
+            todo=f"Call it {str(place / 'model.so')!r}",
+        )
+    if place.suffix not in (".so", ".dylib", ".dll"):
+        raise UsageError(
+            f"A native module is a library, and {place.name!r} is not the name of one",
+            todo=f"Call it {place.with_suffix('.so').name!r}",
+        )
+    return place
 
 
 def _as_file(weights: Memory, interface: abi.PlanInterface, path: Path) -> Path:
