@@ -131,7 +131,7 @@ class UnsupportedError(FusileError):
     def _message(self) -> str:
         lines = [f"  {gap}" for gap in self.gaps[:_SHOWN_GAPS]]
         if len(self.gaps) > _SHOWN_GAPS:
-            lines.append(f"  and {len(self.gaps) - _SHOWN_GAPS} more")
+            lines.append(f"  and {len(self.gaps) - _SHOWN_GAPS} more, which `fusile check` lists")
         text = "\n".join([f"{self.what.rstrip('.')}:", *lines]) if lines else f"{self.what.rstrip('.')}."
         return f"{text}\n{self.todo.rstrip('.')}." if self.todo else text
 

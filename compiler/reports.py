@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import onnx_ir as ir
 
 from fusile.errors import Gap
+from fusile.graph.opsets import file_opset
 from fusile.ir import index as ix
 from fusile.ir.loops import Kernel, written
 from fusile.ir.plan import Call, Plan
@@ -43,13 +44,15 @@ def without_row(loaded: Loaded, rows: Mapping[str, object], target: str) -> tupl
     """The nodes for whose operators a framework has no row. What a row says of attributes shows when source
     is written.
     """
+    from fusile.backends.framework.common import no_form
+
     return tuple(
         Gap(
             node.op_type,
             node.domain,
             str(node.name or ""),
-            loaded.model.opset_imports.get(node.domain),
-            f"no row for this operator in the {target} backend",
+            file_opset(loaded.model, node.domain),
+            *no_form(node, target),
         )
         for node in loaded.model.graph.all_nodes()
         if node.domain not in ("", "fusile") or node.op_type not in rows

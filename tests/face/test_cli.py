@@ -101,6 +101,33 @@ def test_unknown_operator_ends_with_3_and_names_the_node(call: Call, tmp_path: P
     assert code == 3
     assert "NoSuchOperator" in err
     assert "'the guilty one'" in err
+    assert "(opset 18)" in err  # what the file says, not the canonical form
+    assert "Replace or decompose the node before export" in err
+    assert "docs/" not in err
+
+
+def test_a_framework_without_a_form_names_the_targets_that_have_one(call: Call, tmp_path: Path) -> None:
+    node = helper.make_node("MaxRoiPool", ["x", "r"], ["y"], name="roi", pooled_shape=[2, 2])
+    path = tmp_path / "model.onnx"
+    rows = {"Frobnicate": "Replace or decompose the node", "MaxRoiPool": "fusile check --target native"}
+    for op_type, way_out in rows.items():
+        node.op_type = op_type
+        graph = helper.make_graph(
+            [node],
+            "g",
+            [
+                helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 8, 8]),
+                helper.make_tensor_value_info("r", TensorProto.FLOAT, [3, 5]),
+            ],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 2, 2, 2])],
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+        for words in (("check", path, "--target", "torch"), ("emit", path, "--to", "torch", "-o", "source")):
+            code, out, err = call(*words)
+            told = " ".join((out + err).split())
+            assert code == 3
+            assert "the torch source has no form of this operator yet" in told
+            assert way_out in told
 
 
 @pytest.mark.parametrize("name", ["a\"b'c", "two\nlines", "\x1b[31mred", "; import os", "../../x"])
