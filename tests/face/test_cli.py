@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper
 
@@ -223,6 +224,32 @@ def test_explain(call: Call, small_path: Path) -> None:
     assert code == 0
     assert "kernel" in out
     assert json.loads(call("explain", small_path, "--json")[1])["opt_level"] == 2
+
+
+def test_explain_tells_what_is_stored_and_what_is_saved(call: Call, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 18]>
+        g (float[n, 8, 56, 56] x, float[8, 8, 3, 3] w) => (float[n, 8, 1, 1] y, float[n] m) {
+            c = Conv <pads = [1, 1, 1, 1]> (x, w)
+            r = Relu (c)
+            y = GlobalAveragePool (r)
+            f = Flatten (x)
+            m = ReduceMax <keepdims = 0> (f, a)
+        }""")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "a"))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    out = " ".join(call("explain", path)[1].split())
+    assert "of memory traffic per run with every symbolic size 1, more with larger sizes" in out
+    assert "r is stored: it finishes" in out
+    report = json.loads(call("explain", path, "--json")[1])
+    assert (report["saved_bytes"], report["saved_at_one"]) == (None, 2 * 4 * 8 * 56 * 56)
+    assert [group["why"] for group in report["groups"]] == ["c is never stored"]
+    assert all(refusal["nodes"] for refusal in report["refusals"])
+    for note in report["notes"]:
+        made, _, within = note.partition(" is computed with ")
+        assert made != within  # every stage has a name of its own
+    fixed = json.loads(call("explain", path, "--dims", "n=2", "--json")[1])
+    assert fixed["saved_bytes"] == 2 * report["saved_at_one"]
 
 
 def test_cache(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
