@@ -63,6 +63,10 @@ class InvalidModelError(FusileError):
     """The model breaks the rules of the ONNX format: truncated, cyclic, names that nothing defines."""
 
 
+class ExternalDataError(InvalidModelError):
+    """The model's own file is well, but data that it keeps in another file are missing or cut short."""
+
+
 class UnsafeModelError(FusileError):
     """The model was refused because reading it would touch foreign files or exhaust the machine."""
 
