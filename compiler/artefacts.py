@@ -352,8 +352,9 @@ class Linked:
 
         objects = self.objects or self._cached() or self._again()
         return files.write(
-            Path(path), objects, self.code.interface, self.target, self.weights, embed=embed, linker=linker
-        )
+            Path(path), objects, self.code.interface, self.target, self.weights, embed=embed, linker=linker,
+            threads=self.options.threads,
+        )  # fmt: skip
 
     def _cached(self) -> tuple[tuple[str, bytes], ...]:
         entry = open_cache().get("objects", self.code.key) if self.code.key else None

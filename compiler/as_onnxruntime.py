@@ -2,6 +2,10 @@
 
 `fusile.as_onnxruntime()` puts the session face into `sys.modules`, before anybody imports the real one.
 `python -m fusile.as_onnxruntime SCRIPT ARGUMENTS` (or `-m MODULE`) runs a program that way, unchanged.
+
+The name is taken in one process: children that are forked inherit it, but those that multiprocessing spawns
+import the real onnxruntime. Of onnxruntime's packages only the session face is there: importing its
+quantization, training, tools or transformers raises ModuleNotFoundError.
 """
 
 from __future__ import annotations
@@ -90,7 +94,8 @@ def is_face(module: ModuleType) -> bool:
 
 def _module(name: str, content: Mapping[str, Any], package: bool = False) -> ModuleType:
     module = ModuleType(name, "fusile's session face under onnxruntime's name.")
-    module.__spec__ = ModuleSpec(name, loader=None, is_package=package)
+    module.__spec__ = ModuleSpec(name, loader=None, origin=__file__, is_package=package)
+    module.__file__ = __file__  # programs print where the package lies, or look beside it
     if package:
         module.__path__ = []
     module.__dict__.update(content)

@@ -16,6 +16,7 @@ from fusile.backends.native import scalars
 from fusile.backends.native.build import Objects
 from fusile.building import Job
 from fusile.errors import Gap, UnsupportedError, UsageError
+from fusile.graph.text import graph_text
 from fusile.ir.loops import Buffer, Kernel, kernel_text
 from fusile.ir.plan import Plan, Variant, plan_text
 from fusile.ir.tensor import Program, Stage
@@ -117,7 +118,9 @@ def tensor_program(
     source: Any, options: Options, target: TargetSpec, trace: Trace
 ) -> tuple[Program, list[Group]]:
     """The grouped tensor program of a model."""
-    program = lower(graph(source, options))
+    canonical = graph(source, options)
+    trace.text("graph", lambda: graph_text(canonical))
+    program = lower(canonical)
     strict.check_program("to_tensor", None, program)
     trace.text("program", lambda: program_text(program))
     trace.program = program
@@ -127,6 +130,7 @@ def tensor_program(
         strict.check_program(name, before, program)
         trace.text(name, lambda p=program: program_text(p))  # type: ignore[misc]
     trace.groups = fuse.group(program, trace.log, settings.same)
+    trace.text("groups", lambda: fuse.groups_text(trace.groups))
     return program, trace.groups
 
 

@@ -77,6 +77,10 @@ class InvalidModelError(FusileError):
     """The model breaks the rules of the ONNX format: truncated, cyclic, names that nothing defines."""
 
 
+class ExternalDataError(InvalidModelError):
+    """The model's own file is well, but data that it keeps in another file are missing or cut short."""
+
+
 class UnsafeModelError(FusileError):
     """The model was refused because reading it would touch foreign files or exhaust the machine."""
 
@@ -147,6 +151,6 @@ class UnsupportedError(FusileError):
     def _message(self) -> str:
         lines = [f"  {gap}" for gap in self.gaps[:_SHOWN_GAPS]]
         if len(self.gaps) > _SHOWN_GAPS:
-            lines.append(f"  and {len(self.gaps) - _SHOWN_GAPS} more")
+            lines.append(f"  and {len(self.gaps) - _SHOWN_GAPS} more, which `fusile check` lists")
         text = "\n".join([f"{self.what.rstrip('.')}:", *lines]) if lines else f"{self.what.rstrip('.')}."
         return f"{text}\n{self.todo.rstrip('.')}." if self.todo else text

@@ -91,12 +91,16 @@ class KernelNote:
 
 @dataclass(frozen=True, slots=True)
 class GroupNote:
-    """Stages that fusion put together: the kernel they became, what that saves, and why it pays."""
+    """Stages that fusion put together: the kernel they became, what that saves, and why it pays.
+
+    `saved_bytes` is None where symbolic dimensions leave it open, `saved_at_one` what it is where they are 1.
+    """
 
     kernel: str
     nodes: tuple[str, ...]
     saved_bytes: int | None
     why: str
+    saved_at_one: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +130,19 @@ class ExplainReport:
     notes: tuple[str, ...] = ()
 
     @property
-    def saved_bytes(self) -> int:
-        """Bytes per run that fusion neither stores nor loads, as far as they are known."""
-        return sum(group.saved_bytes or 0 for group in self.groups)
+    def saved_bytes(self) -> int | None:
+        """Bytes per run that fusion neither stores nor loads; None where symbolic sizes leave it open."""
+        known = [group.saved_bytes for group in self.groups if group.saved_bytes is not None]
+        return sum(known) if len(known) == len(self.groups) else None
+
+    @property
+    def saved_at_one(self) -> int:
+        """The saved bytes where every symbolic dimension is 1."""
+        return sum(group.saved_at_one for group in self.groups)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain data."""
-        return {**asdict(self), "saved_bytes": self.saved_bytes}
+        return {**asdict(self), "saved_bytes": self.saved_bytes, "saved_at_one": self.saved_at_one}
 
 
 def ports_json(ports: Sequence[Port]) -> list[dict[str, Any]]:

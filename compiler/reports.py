@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import onnx_ir as ir
 
 from fusile.errors import Gap
+from fusile.graph.opsets import file_opset
 from fusile.ir import index as ix
+from fusile.ir.expr import Dim, Expr, const, nodes, substitute
 from fusile.ir.loops import Kernel, written
 from fusile.ir.plan import Call, Plan
 from fusile.ir.tensor import Compute, Program, Scan, Scatter, Stage, Tensor
@@ -43,13 +45,15 @@ def without_row(loaded: Loaded, rows: Mapping[str, object], target: str) -> tupl
     """The nodes for whose operators a framework has no row. What a row says of attributes shows when source
     is written.
     """
+    from fusile.backends.framework.common import no_form
+
     return tuple(
         Gap(
             node.op_type,
             node.domain,
             str(node.name or ""),
-            loaded.model.opset_imports.get(node.domain),
-            f"no row for this operator in the {target} backend",
+            file_opset(loaded.model, node.domain),
+            *no_form(node, target),
         )
         for node in loaded.model.graph.all_nodes()
         if node.domain not in ("", "fusile") or node.op_type not in rows
@@ -152,6 +156,12 @@ def _bytes(tensor: Tensor) -> int | None:
     return None if size is None else size * storage_bytes(tensor.dtype)
 
 
+def _bytes_at_one(tensor: Tensor) -> int:
+    """The bytes of a tensor where every symbolic size is 1."""
+    ones: dict[Expr, Expr] = {n: const(1) for n in nodes(tensor.size) if isinstance(n, Dim)}
+    return max(0, ix.number(substitute(tensor.size, ones)) or 0) * storage_bytes(tensor.dtype)
+
+
 def _moves(stage: Stage) -> bool:
     return isinstance(stage, Compute) and access.is_view(stage)
 
@@ -165,8 +175,12 @@ def explain(
     """The report on a plan and how it came about; `program` is the tensor program before any pass."""
     assert program is not None
     stages = {t: s for s in program.stages for t in s.outs}
-    by_name = {t.name: s for t, s in stages.items()}
+    made = [*program.stages, *(s for group in groups for s in group.stages)]  # passes make new ones
+    by_name = {t.name: s for s in made for t in s.outs}
     owner = {t: group for group in groups for t in group.outs}
+    lying = {
+        t.name for step in plan.steps if isinstance(step, Call) for v in step.variants for t in v.arguments
+    }
     kernels: list[KernelNote] = []
     notes: list[GroupNote] = []
     for step in plan.steps:
@@ -179,7 +193,7 @@ def explain(
             note = _kernel(last.kernel, last.arguments, group)
             kernels.append(note)
             if group is not None and len(note.nodes) > 1:
-                notes.append(_group(note, group, stages, plan))
+                notes.append(_group(note, stages, lying))
     arena = ix.number(plan.arena)
     return ExplainReport(
         name,
@@ -215,22 +229,27 @@ def _kernel(kernel: Kernel, arguments: Sequence[Tensor], group: Group | None) ->
     )
 
 
-def _group(note: KernelNote, group: Group, stages: dict[Tensor, Stage], plan: Plan) -> GroupNote:
-    """What a kernel of several nodes keeps from memory: results of its nodes that lie nowhere."""
+def _group(note: KernelNote, stages: dict[Tensor, Stage], lying: set[str]) -> GroupNote:
+    """What a kernel of several nodes keeps from memory: results of its nodes that lie nowhere.
+
+    `lying` are the names of the tensors that kernels read and write. Passes replace a tensor by one of
+    another layout, but keep its name.
+    """
     nodes = set(note.nodes)
     inside = [
         t
         for t, s in stages.items()
-        if s.origin in nodes and "." not in t.name and t not in plan.places and not _moves(s)
+        if s.origin in nodes and "." not in t.name and t.name not in lying and not _moves(s)
     ]
-    saved = _total(2 * size if (size := _bytes(t)) is not None else None for t in inside)
+    saved = _total(None if size is None else 2 * size for size in map(_bytes, inside))
+    least = sum(2 * _bytes_at_one(t) for t in inside)
     kept = ", ".join(t.name for t in inside[:4]) + (f" and {len(inside) - 4} more" if len(inside) > 4 else "")
     why = (
         f"{kept} {'is' if len(inside) == 1 else 'are'} never stored"
         if inside
         else "the nodes share their loops"
     )
-    return GroupNote(note.name, note.nodes, saved, why)
+    return GroupNote(note.name, note.nodes, saved, why, least)
 
 
 _DECISIONS = ((" is not computed with ", "fusion"), (" is stored: ", "inlining"))

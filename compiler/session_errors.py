@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fusile.errors import FusileError, InvalidModelError, RunError, UnsupportedError, UsageError
+from fusile.errors import (
+    ExternalDataError,
+    FusileError,
+    InvalidModelError,
+    RunError,
+    UnsupportedError,
+    UsageError,
+)
 from fusile.runtime.module import FeedError
 
 
@@ -108,6 +115,8 @@ def load_error(error: FusileError, source: str | bytes) -> Status:
     prefix = f"Load model from {source} failed:" if isinstance(source, str) else ""
     if isinstance(error, UnsupportedError):
         return _unsupported(error, prefix)
+    if isinstance(error, ExternalDataError):
+        return Fail(prefix + str(error))
     if isinstance(error, InvalidModelError):
         return _broken(source)(prefix + str(error))
     if isinstance(error, UsageError):

@@ -20,6 +20,21 @@ def test_every_package_is_listed() -> None:
     assert sorted(listed["packages"]) == sorted(found)
 
 
+def test_data_beside_the_code_is_listed() -> None:
+    """Every file that is no code has a pattern, and setuptools is not asked to look for more by itself."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert listed["include-package-data"] is False
+    held = set()
+    for package, patterns in listed["package-data"].items():
+        top, _, rest = package.removeprefix("fusile.").partition(".")
+        folder = ROOT / FOLDERS.get(package, f"compiler/{top}/{rest}")
+        held |= {path for pattern in patterns for path in folder.glob(pattern)}
+    for folder in FOLDERS.values():
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc"):
+                assert path in held, f"{path} is not installed"
+
+
 def test_all_code_is_in_packages() -> None:
     for folder in FOLDERS.values():
         for path in (ROOT / folder).rglob("*.py"):

@@ -17,6 +17,7 @@ from fusile.frontend.inline import inline_functions, normal_imports, stamp_versi
 from fusile.frontend.names import Names, all_graphs, settle_names, sort_nodes
 from fusile.frontend.rules import CANONICAL_OPSET, Rule, Site, add_initializer, gap
 from fusile.frontend.types import declare_missing
+from fusile.graph.opsets import keep_file_opsets
 
 _ML = "ai.onnx.ml"
 _IR_VERSION = 10  # older files must list their initialisers among the inputs
@@ -51,6 +52,7 @@ def canonicalise(model: ir.Model) -> None:
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         sort_nodes(graph)  # functions cannot be copied, nor types be inferred, in any other order
     _stamp(model)
+    keep_file_opsets(model, model.graph.opset_imports)
     inline_functions(model)
     names = Names(model)
     _name_nodes(model, names)

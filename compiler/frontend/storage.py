@@ -21,7 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir import serde
 
-from fusile.errors import InvalidModelError, UnsafeModelError, UsageError, show_name
+from fusile.errors import ExternalDataError, InvalidModelError, UnsafeModelError, UsageError, show_name
 from fusile.frontend.limits import MAX_ELEMENTS, MAX_SPARSE_BYTES, MAX_SPARSE_GROWTH
 from fusile.frontend.wire import Buffer
 
@@ -109,7 +109,7 @@ class MappedTensor(_Stored):
                 why=f"{dtype.name} {list(shape)} needs {needed} bytes and there are {length}",
             )
         if offset < 0 or offset + length > len(buffer):
-            raise InvalidModelError(
+            raise ExternalDataError(
                 "A tensor's data end after their file",
                 where=where,
                 why=f"bytes {offset} to {offset + length} of {len(buffer)}",
@@ -168,7 +168,7 @@ class ExternalFiles:
         """The file at `location`, mapped, and its path.
 
         Raises UnsafeModelError for a location that leaves the folder, a link, or no plain file;
-        InvalidModelError where there is no such file.
+        ExternalDataError where there is no such file.
         """
         parts = _checked_parts(location, where)
         if self._folder is None:
@@ -189,7 +189,7 @@ class ExternalFiles:
         try:
             descriptor = _open_beneath(self._folder, parts)
         except FileNotFoundError as error:
-            raise InvalidModelError(
+            raise ExternalDataError(
                 "A file with tensor data is missing", where=where, todo="Put it beside the model"
             ) from error
         except OSError as error:

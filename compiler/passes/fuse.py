@@ -305,6 +305,18 @@ def _in_lanes(stage: Compute) -> bool:
     return True
 
 
+def groups_text(groups: Iterable[Group]) -> str:
+    """Groups for people: the loops that their stages share, the stages, and what needs no memory outside."""
+    lines = []
+    for number, each in enumerate(groups):
+        first = each.domain[each.stages[0]]
+        lines.append(f"group {number} over [{', '.join(f'{a.name}: {a.extent!r}' for a in first)}]:")
+        for stage in each.stages:
+            made = ", ".join(t.name + (" (kept inside)" if t in each.internal else "") for t in stage.outs)
+            lines.append(f"  {made}    # {stage.op} {stage.origin}")
+    return "\n".join(lines) + "\n"
+
+
 def group(program: Program, log: Log, same: Callable[[Stage, Stage], bool]) -> list[Group]:
     """The kernels of a program, as groups of stages, in an order in which they can run."""
     return _Grouper(program, log, same).run()

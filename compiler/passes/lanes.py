@@ -150,18 +150,18 @@ def _split(s: Compute, along: Axis, lanes: int) -> list[Stage]:
             extra = define("_tail", (*fresh, lane), tail)
             fresh2, lane2 = [axis(a.name, a.extent) for a in s.axes], axis("lane", lanes)
             part = define(
-                "_lanes",
+                "_lanes_all",
                 (*fresh2, lane2),
                 apply(combine, load(part, (*fresh2, lane2)), load(extra, (*fresh2, lane2))),
             )
         else:
             both = apply(combine, load(part, (*fresh, lane)), select(lane < rest, tail, neutral))
-            part = define("_lanes", (*fresh, lane), both)
+            part = define("_lanes_all", (*fresh, lane), both)
     while lanes > 2:
         lanes //= 2
         fresh, lane = [axis(a.name, a.extent) for a in s.axes], axis("lane", lanes)
         part = define(
-            "_half",
+            f"_half{lanes}",
             (*fresh, lane),
             apply(combine, load(part, (*fresh, lane)), load(part, (*fresh, lane + lanes))),
         )

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from fusile.dims import parse as parse_arithmetic
 from fusile.errors import Gap, InvalidModelError, UnsupportedError
+from fusile.graph.opsets import file_opset
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Const, Dim, Expr, Guard, Load, Reduce, const, dim, nodes, substitute
 from fusile.ir.tensor import Compute, Program, Scan, Tensor, as_shape, collect, compute, stage_reads
@@ -110,7 +111,7 @@ class _Lowering:
                         "Input",
                         "",
                         str(value.name),
-                        0,
+                        None,
                         "an input without a tensor type and a rank",
                         "give the input a shape in the model",
                     )
@@ -138,14 +139,14 @@ class _Lowering:
 
     def _node(self, node: ir.Node) -> None:
         definition = OPERATORS.get((node.domain, node.op_type))
-        where = (node.op_type, node.domain, str(node.name), self.model.opset_imports.get(node.domain, 0))
+        where = (node.op_type, node.domain, str(node.name), file_opset(self.model, node.domain))
         inputs = [None if v is None else self.tensors.get(str(v.name)) for v in node.inputs]
         if definition is None:
             self.gaps.append(
                 Gap(
                     *where,
-                    "no definition of this operator",
-                    "see docs/support.md; an operator is one function in kernels/",
+                    "fusile has no definition of this operator",
+                    "Replace or decompose the node before export, or ask for the operator",
                 )
             )
             return

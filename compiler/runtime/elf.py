@@ -1,9 +1,12 @@
-"""Reading ELF64 relocatable objects, as far as small position-independent code of LLVM's goes."""
+"""Reading ELF64 relocatable objects, as far as small position-independent code of LLVM's goes, and telling
+libraries that were cut short.
+"""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
 from fusile.errors import FusileError
 
@@ -174,6 +177,35 @@ def _relas(data: bytes, header: _Header, symbols: tuple[Symbol, ...]) -> list[Re
         offset, info, addend = struct.unpack_from("<QQq", data, start)
         found.append(Relocation(header.info, offset, info & 0xFFFFFFFF, symbols[info >> 32], addend))
     return found
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a library is as long as its program and section headers say.
+
+    The system's loader maps what the headers promise, and touching what the file lacks kills the process.
+    Files of other formats count as whole: the loader refuses them by itself.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(64)
+        if len(head) < 64 or head[:6] != b"\x7fELF\x02\x01":
+            return True
+        programs, sections = struct.unpack_from("<QQ", head, 32)
+        program_size, program_count, section_size, section_count = struct.unpack_from("<HHHH", head, 54)
+        tables = (
+            (programs, program_size, program_count, "<8xQ16xQ", 56),
+            (sections, section_size, section_count, "<4xI16xQQ", 64),
+        )
+        for start, each, count, layout, least in tables:
+            if count and (each < least or start + each * count > size):
+                return False
+            file.seek(start)
+            table = file.read(each * count)
+            for at in range(0, each * count, each or 1):
+                *kind, offset, length = struct.unpack_from(layout, table, at)
+                if kind != [_NOBITS] and offset + length > size:
+                    return False
+    return True
 
 
 def data_object(machine: int, symbol: str, size: int) -> tuple[bytes, bytes]:

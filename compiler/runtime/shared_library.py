@@ -67,13 +67,15 @@ def write_shared_library(
     weights: Path | None = None,
     embed: bool = True,
     linker: str | None = None,
+    threads: int | None = None,
 ) -> LibraryFiles:
     """Writes `path` (a .so), the header and the wrapper beside it.
 
     `objects` are the named relocatable objects of kernels and plan; support code and interface are added
     here. `weights` is a weights file (weights_file.py) and needed where the plan has any; with `embed` it
     becomes part of the library, else it is copied to `<stem>.weights` beside it. `linker` is a program to
-    link with instead of the one that is found. Functions are called `<stem>_run` and so on, with the file's
+    link with instead of the one that is found. `threads` is how many the wrapper uses where its caller does
+    not say (None: one per processor). Functions are called `<stem>_run` and so on, with the file's
     stem made an identifier. Raises FusileError where nothing can link, or the linker fails.
     """
     path = Path(path).absolute()
@@ -116,7 +118,7 @@ def write_shared_library(
             draft, [*(data for _, data in objects), *support], target, weights if inside else None
         )
         _link(tool, draft, inputs, path.name, exports)
-        beside = _Texts(plan, prefix, path, files.weights)
+        beside = _Texts(plan, prefix, path, files.weights, threads)
         (draft / files.header.name).write_text(beside.header(), encoding="ascii")
         (draft / files.wrapper.name).write_text(beside.wrapper(), encoding="ascii")
         if files.weights is not None and weights is not None:
@@ -236,6 +238,7 @@ class _Texts:
     prefix: str
     path: Path
     weights: Path | None
+    threads: int | None = None
 
     def header(self) -> str:
         plan = self.plan
@@ -276,6 +279,7 @@ class _Texts:
             library=python_string(self.path.name),
             weights=python_string(self.weights.name) if self.weights else "None",
             prefix=python_string(self.prefix),
+            threads=str(self.threads or 0),
             input_rows=[_port_row(port) for port in plan.inputs],
             output_rows=[_port_row(port) for port in plan.outputs],
         )

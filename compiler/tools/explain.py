@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fusile.errors import show_names, show_text, show_word
-from fusile.report import CheckReport, ExplainReport
+from fusile.report import CheckReport, ExplainReport, GroupNote
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -65,11 +65,15 @@ def check_lines(report: CheckReport) -> Iterator[RenderableType]:
 
 def explain_lines(report: ExplainReport) -> Iterator[RenderableType]:
     """An ExplainReport: kernels with their work, why groups were made, and what was refused."""
-    memory = f"{amount(report.weight_bytes)} of weights, {amount(report.arena_bytes)} of working memory"
+    memory = f"{amount(report.weight_bytes)} of weights, "
+    if report.arena_bytes is None:
+        memory += "working memory that depends on the sizes"
+    else:
+        memory += f"{amount(report.arena_bytes)} of working memory"
     yield Text(
         f"{show_word(report.model)} for {report.target} at -O{report.opt_level}: "
         f"{counted(len(report.kernels), 'kernel')}, {memory}; "
-        f"fusion saves {amount(report.saved_bytes)} of memory traffic per run"
+        f"fusion saves {_saved(report, ' of memory traffic per run')}"
     )
     table = Table(show_lines=False)
     for column in ("kernel", "nodes", "schedule"):
@@ -89,7 +93,7 @@ def explain_lines(report: ExplainReport) -> Iterator[RenderableType]:
     for group in report.groups:
         yield Text(
             f"group {group.kernel} = {show_names(group.nodes)}: {show_text(group.why)} "
-            f"(saves {amount(group.saved_bytes)})"
+            f"(saves {_saved(group)})"
         )
     for refusal in report.refusals[:_SHOWN_REFUSALS]:
         yield Text(f"no {refusal.what} of {show_names(refusal.nodes)}: {show_text(refusal.why)}")
@@ -97,6 +101,13 @@ def explain_lines(report: ExplainReport) -> Iterator[RenderableType]:
         yield Text(f"and {len(report.refusals) - _SHOWN_REFUSALS} more refusals (--json lists them all)")
     for note in report.notes:
         yield Text(show_text(note))
+
+
+def _saved(told: ExplainReport | GroupNote, what: str = "") -> str:
+    """Saved bytes; where they depend on the sizes, those of a run with every symbolic size 1."""
+    if told.saved_bytes is not None:
+        return amount(told.saved_bytes) + what
+    return f"{amount(told.saved_at_one)}{what} with every symbolic size 1, more with larger sizes"
 
 
 def _nodes(nodes: tuple[str, ...], operators: tuple[str, ...]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper
 
@@ -117,6 +118,33 @@ def test_unknown_operator_ends_with_3_and_names_the_node(call: Call, tmp_path: P
     assert code == 3
     assert "NoSuchOperator" in err
     assert "'the guilty one'" in err
+    assert "(opset 18)" in err  # what the file says, not the canonical form
+    assert "Replace or decompose the node before export" in err
+    assert "docs/" not in err
+
+
+def test_a_framework_without_a_form_names_the_targets_that_have_one(call: Call, tmp_path: Path) -> None:
+    node = helper.make_node("MaxRoiPool", ["x", "r"], ["y"], name="roi", pooled_shape=[2, 2])
+    path = tmp_path / "model.onnx"
+    rows = {"Frobnicate": "Replace or decompose the node", "MaxRoiPool": "fusile check --target native"}
+    for op_type, way_out in rows.items():
+        node.op_type = op_type
+        graph = helper.make_graph(
+            [node],
+            "g",
+            [
+                helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 8, 8]),
+                helper.make_tensor_value_info("r", TensorProto.FLOAT, [3, 5]),
+            ],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 2, 2, 2])],
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+        for words in (("check", path, "--target", "torch"), ("emit", path, "--to", "torch", "-o", "source")):
+            code, out, err = call(*words)
+            told = " ".join((out + err).split())
+            assert code == 3
+            assert "the torch source has no form of this operator yet" in told
+            assert way_out in told
 
 
 @pytest.mark.parametrize("name", ["a\"b'c", "two\nlines", "\x1b[31mred", "; import os", "../../x"])
@@ -212,6 +240,32 @@ def test_explain(call: Call, small_path: Path) -> None:
     assert code == 0
     assert "kernel" in out
     assert json.loads(call("explain", small_path, "--json")[1])["opt_level"] == 2
+
+
+def test_explain_tells_what_is_stored_and_what_is_saved(call: Call, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 18]>
+        g (float[n, 8, 56, 56] x, float[8, 8, 3, 3] w) => (float[n, 8, 1, 1] y, float[n] m) {
+            c = Conv <pads = [1, 1, 1, 1]> (x, w)
+            r = Relu (c)
+            y = GlobalAveragePool (r)
+            f = Flatten (x)
+            m = ReduceMax <keepdims = 0> (f, a)
+        }""")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "a"))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    out = " ".join(call("explain", path)[1].split())
+    assert "of memory traffic per run with every symbolic size 1, more with larger sizes" in out
+    assert "r is stored: it finishes" in out
+    report = json.loads(call("explain", path, "--json")[1])
+    assert (report["saved_bytes"], report["saved_at_one"]) == (None, 2 * 4 * 8 * 56 * 56)
+    assert [group["why"] for group in report["groups"]] == ["c is never stored"]
+    assert all(refusal["nodes"] for refusal in report["refusals"])
+    for note in report["notes"]:
+        made, _, within = note.partition(" is computed with ")
+        assert made != within  # every stage has a name of its own
+    fixed = json.loads(call("explain", path, "--dims", "n=2", "--json")[1])
+    assert fixed["saved_bytes"] == 2 * report["saved_at_one"]
 
 
 def test_cache(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -69,6 +69,11 @@ assert ort is module is fusile.as_onnxruntime()
 assert InferenceSession is fusile.InferenceSession is C.InferenceSession
 assert tuple(map(int, ort.__version__.split("."))) > (1, 20)
 assert importlib.util.find_spec("onnxruntime") is not None
+assert ort.__file__.endswith("as_onnxruntime.py") and ort.capi.__file__
+try:
+    import onnxruntime.quantization
+except ModuleNotFoundError:
+    pass
 try:
     InferenceSession("/nowhere.onnx")
 except NoSuchFile as error:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as real_errors
 
 import fusile
@@ -150,6 +152,29 @@ def test_models_that_cannot_be_loaded(
         with pytest.raises(Exception) as raised:
             build(face, small_bytes, node_model)
         assert raised.type.__name__ == error, face.__name__
+
+
+@pytest.mark.parametrize("left", [None, 100], ids=["missing", "cut"])
+def test_data_beside_a_model_that_are_not_there(left: int | None, tmp_path: Path) -> None:
+    weight = onnx.numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 64])],
+        [weight],
+    )
+    path, data = tmp_path / "model.onnx", tmp_path / "w.bin"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, path, save_as_external_data=True, location=data.name, size_threshold=10)
+    if left is None:
+        data.unlink()
+    else:
+        data.write_bytes(data.read_bytes()[:left])
+    for face in (onnxruntime, fusile):
+        with pytest.raises(Exception) as raised:
+            face.InferenceSession(str(path))
+        assert raised.type.__name__ == "Fail", face.__name__
 
 
 def test_session_options_hold_what_onnxruntimes_hold() -> None:

@@ -16,7 +16,7 @@ import onnx
 from frontend_models import FLOAT, INT64, chain, info, model, peak_mib
 from onnx import TensorProto, helper
 
-from fusile.errors import FusileError, InvalidModelError, UnsafeModelError, UsageError
+from fusile.errors import ExternalDataError, FusileError, InvalidModelError, UnsafeModelError, UsageError
 
 Build = Callable[[Path], "onnx.ModelProto | bytes"]
 Case = tuple[Build, type[FusileError], str]
@@ -223,11 +223,11 @@ CASES: dict[str, Case] = {
     "linked folder": (lambda folder: linked(folder, "folder"), UNSAFE, "plain file"),
     "pipe": (lambda folder: linked(folder, "pipe"), UNSAFE, "plain file"),
     "directory": (lambda folder: linked(folder, "directory"), UNSAFE, "plain file"),
-    "missing file": (of(lambda: external("weights")), INVALID, "missing"),
+    "missing file": (of(lambda: external("weights")), ExternalDataError, "missing"),
     "no location": (of(lambda: external("")), INVALID, "no file"),
     "NUL in location": (of(lambda: external("a\0b")), INVALID, "no file"),
     "only dots": (of(lambda: external("./.")), INVALID, "no file"),
-    "short file": (short_file, INVALID, "after their file"),
+    "short file": (short_file, ExternalDataError, "after their file"),
     "negative offset": (of(lambda: external("weights", -8192)), INVALID, "offset"),
     "negative length": (of(lambda: external("weights", 0, -1)), INVALID, "length"),
     "huge offset": (of(lambda: external("weights", 10**30)), INVALID, "offset"),

@@ -104,6 +104,23 @@ def test_files_that_are_no_modules_are_refused(tmp_path: Path, content: bytes) -
         fusile.load(tmp_path / "nowhere.so")
 
 
+def test_a_library_that_was_cut_short_is_refused(saved: Path, tmp_path: Path) -> None:
+    """The system's loader would map what is not there, and the process die of it."""
+    whole = saved.read_bytes()
+    for length in (70, 1000, len(whole) // 2, len(whole) - 1):
+        cut = tmp_path / f"cut{length}.so"
+        cut.write_bytes(whole[:length])
+        with pytest.raises(UsageError, match=r"cannot be loaded.*shorter than its own headers"):
+            fusile.load(cut)
+
+
+@pytest.mark.parametrize("threads", [None, 3])
+def test_the_wrapper_keeps_the_number_of_threads(tmp_path: Path, threads: int | None) -> None:
+    for again in range(2):  # compiled, and out of the cache
+        files = fusile.compile(models.matmuls(), threads=threads).save(tmp_path / f"model{again}.so")
+        assert f"_THREADS = {threads or 0} " in files[2].read_text()
+
+
 def test_a_failing_linker_leaves_nothing(tmp_path: Path) -> None:
     module: Any = fusile.compile(models.matmuls())
     broken = tmp_path / "broken-cc"

@@ -241,7 +241,10 @@ def test_dumps_are_written_although_the_cache_knows_the_model(tmp_path: Path, fr
     fusile.compile(model)
     fusile.compile(model, dump_ir=tmp_path / "dump")
     names = {path.name.partition("_")[2] for path in (tmp_path / "dump").iterdir()}
-    assert {"program.txt", "plan.txt", "llvm_plan.txt"} <= names
+    assert {"graph.txt", "program.txt", "groups.txt", "plan.txt", "llvm_plan.txt"} <= names
+    (graph,) = (tmp_path / "dump").glob("*_graph.txt")
+    assert "= MatMul(" in graph.read_text()
+    assert len(graph.read_text()) < 2000  # no weights in it
 
 
 def test_weights_are_mapped_and_not_copied(tmp_path: Path, fresh_cache: Path) -> None:

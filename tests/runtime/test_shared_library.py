@@ -267,6 +267,36 @@ def test_the_wrapper_says_what_is_wrong(write: Any) -> None:
         model(x)
     with pytest.raises(module.ModelError, match=r"takes \['x', 'index'\]"):
         model(x, index, x=x)
+    with pytest.raises(module.ModelError, match="input 'x' has 9 axes"):
+        model(x.reshape(50, 4, 1, 1, 1, 1, 1, 1, 1), index)
+
+
+@needs_cc
+def test_the_wrapper_says_which_file_is_missing_or_cut(write: Any) -> None:
+    files = write(embed=False)
+    module = wrapper(files)
+    with pytest.raises(module.ModelError, match=r"elsewhere\.weights are missing: put them beside"):
+        module.load(weights=files.library.with_name("elsewhere.weights"))
+    files.weights.unlink()
+    with pytest.raises(module.ModelError, match=r"tiny\.weights are missing: put them beside the library"):
+        module.load()
+    whole = files.library.read_bytes()
+    files.library.unlink()
+    with pytest.raises(module.ModelError, match=r"tiny\.so is missing: put it beside"):
+        module.load()
+    write(embed=False)
+    files.library.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(module.ModelError, match=r"tiny\.so is cut short"):
+        module.load()
+
+
+@needs_cc
+@pytest.mark.parametrize(("threads", "default"), [(None, 0), (3, 3)])
+def test_the_wrapper_uses_the_threads_that_were_asked_for(
+    write: Any, threads: int | None, default: int
+) -> None:
+    module = wrapper(write(threads=threads))
+    assert (module.load()._threads, module.load(threads=2)._threads) == (default, 2)
 
 
 @needs_cc
@@ -276,7 +306,7 @@ def test_the_wrapper_with_weights_beside_it(write: Any) -> None:
     x, index = feeds()
     np.testing.assert_array_equal(module.load()(x, index)[0], x * WEIGHTS)
     files.weights.write_bytes(files.weights.read_bytes()[:-1])
-    with pytest.raises(module.ModelError, match=r"tiny\.weights cannot be loaded"):
+    with pytest.raises(module.ModelError, match=r"tiny\.weights cannot be loaded: it is cut short, or"):
         module.load()
 
 

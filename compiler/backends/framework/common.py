@@ -21,9 +21,10 @@ from fusile.backends.framework.source import Body
 from fusile.errors import Gap, UnsupportedError
 from fusile.escape import identifier
 from fusile.graph import tensors as tn
+from fusile.graph.opsets import file_opset
 from fusile.graph.tensors import Weight
 from fusile.ir import expr as ex
-from fusile.passes.to_tensor import parse_dim
+from fusile.passes.to_tensor import defined, parse_dim
 
 if TYPE_CHECKING:
     from fusile.backends.framework.site import Site
@@ -43,6 +44,14 @@ class Refusal(Exception):
         self.reason = reason
         self.way_out = way_out
         super().__init__(reason)
+
+
+def no_form(node: ir.Node, framework: str) -> tuple[str, str]:
+    """Why an operator without a row cannot be written as source of a framework, and a way out."""
+    reason = f"the {framework} source has no form of this operator yet"
+    if defined(node.domain, node.op_type):
+        return reason, "The targets native, numba and cuda take it: see `fusile check --target native`"
+    return reason, "Replace or decompose the node before export, or ask for the operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +170,10 @@ class Printer:
             return  # downstream of a gap that is listed already
         try:
             if row is None:
-                raise Refusal(f"no row for this operator in the {self.framework.name} backend")
+                raise Refusal(*no_form(node, self.framework.name))
             answer = row(self.site(self, node))
         except Refusal as refusal:
-            opset = self.model.opset_imports.get(node.domain)
+            opset = file_opset(self.model, node.domain)
             where = (node.op_type, node.domain, str(node.name or ""), opset)
             self.gaps.append(Gap(*where, refusal.reason, refusal.way_out))
             return

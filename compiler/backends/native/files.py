@@ -16,6 +16,7 @@ from typing import Any
 from fusile.backends.native.module import Code, Face, Instance, Memory, NativeModule, library_code
 from fusile.errors import FusileError, UsageError
 from fusile.runtime import abi
+from fusile.runtime.elf import is_whole
 from fusile.runtime.module import ModelInfo
 from fusile.target import TargetSpec, available_cores
 
@@ -32,8 +33,11 @@ def write(
     *,
     embed: bool = True,
     linker: str | None = None,
+    threads: int | None = None,
 ) -> tuple[Path, ...]:
     """Write a module's library, header and wrapper, and its weights where they are not in the library.
+
+    `threads` is how many the wrapper uses where its caller does not say.
 
     Answers their paths. Nothing is left behind where it fails. Raises UsageError where the place cannot be
     written or nothing can link, FusileError where the linker fails.
@@ -47,7 +51,7 @@ def write(
             place = _as_file(weights, interface, Path(folder) / "packed.weights")
         assert place is None or isinstance(place, Path)
         made = write_shared_library(
-            path, objects, interface, target, weights=place, embed=embed, linker=linker
+            path, objects, interface, target, weights=place, embed=embed, linker=linker, threads=threads
         )
     return tuple(each for each in (made.library, made.header, made.wrapper, made.weights) if each is not None)
 
@@ -85,6 +89,11 @@ def load(path: Path, threads: int | None = None) -> NativeModule:
     """
     if not path.is_file():
         raise UsageError(f"There is no file {str(path)!r}")
+    if not is_whole(path):
+        raise UsageError(
+            f"{str(path)!r} cannot be loaded", why="it is shorter than its own headers say",
+            todo="Copy it or compile it again",
+        )  # fmt: skip
     told, code = _open(path)
     if told.get("abi") != abi.ABI_VERSION:
         raise UsageError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from fusile.escape import identifier
+from fusile.graph.text import graph_text
 from fusile.ir.loops import Kernel, kernel_text
 from fusile.ir.plan import Plan, Variant, plan_text
 from fusile.ir.tensor import Program, Stage
@@ -51,6 +52,7 @@ def build(
     dump: Dump,
 ) -> Plan:
     """The plan of a canonical graph whose operators all have definitions."""
+    dump("graph", lambda: graph_text(model))
     program = lower(model)
     strict.check_program("to_tensor", None, program)
     dump("program", lambda: program_text(program))
@@ -59,6 +61,7 @@ def build(
         strict.check_program(name, before, program)
         dump(name, lambda p=program: program_text(p))  # type: ignore[misc]
     groups = fuse.group(program, settings.log, settings.same)
+    dump("groups", lambda: fuse.groups_text(groups))
     kernels: list[tuple[Kernel, Kernel]] = []
 
     def lowered(group: Group) -> tuple[Variant, ...]:
