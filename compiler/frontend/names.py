@@ -120,6 +120,10 @@ def _drop_omitted(node: ir.Node) -> None:
     node.resize_inputs(inputs)
 
 
+NAMELESS = frozenset({None, "", "?", "-1", "None"})
+"""What exporters write where a dimension has no name: two of them need not be of one size."""
+
+
 def settle_dims(model: ir.Model, dims: Mapping[str, int] | None) -> None:
     """Name the unnamed and negative dimensions of inputs, then fix those in `dims`, in place.
 
@@ -129,7 +133,7 @@ def settle_dims(model: ir.Model, dims: Mapping[str, int] | None) -> None:
     for graph in all_graphs(model):
         for value in graph.inputs:
             for dim in value.shape or ():
-                if isinstance(dim, ir.SymbolicDim) and dim.value:
+                if isinstance(dim, ir.SymbolicDim) and dim.value and dim.value not in NAMELESS:
                     known[dim.value] = None
     for value in model.graph.inputs:
         if value.shape is not None:
@@ -160,7 +164,7 @@ def _named(value: ir.Value, known: dict[str, None]) -> ir.Shape:
     found: list[int | ir.SymbolicDim] = []
     assert value.shape is not None
     for axis, dim in enumerate(value.shape):
-        named = isinstance(dim, ir.SymbolicDim) and dim.value
+        named = isinstance(dim, ir.SymbolicDim) and dim.value not in NAMELESS
         if named or (isinstance(dim, int) and dim >= 0):
             found.append(dim)
             continue

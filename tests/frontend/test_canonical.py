@@ -440,3 +440,12 @@ def test_a_fixed_size_is_put_into_the_sums_over_it() -> None:
     }"""
     model = load(onnx.parser.parse_model(text), dims={"past": 3})
     assert [list(value.shape or ()) for value in model.graph.inputs] == [[3, 4], [4, 4]]
+
+
+def test_dimensions_that_exporters_leave_nameless_need_not_be_equal() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 18]> g (float[n, 3, "?", "?"] x) => (float[n, 3, h, w] y) { y = Relu (x) }"""
+    (x,) = load(onnx.parser.parse_model(text)).graph.inputs
+    assert x.shape is not None
+    first, _, third, fourth = (str(dim) for dim in x.shape)
+    assert first == "n"
+    assert third != fourth
