@@ -28,8 +28,8 @@ from fusile.ir.types import I64
 
 __all__ = [
     "POLYNOMIAL", "Monomial", "Poly", "above_zero", "add", "arithmetic", "ceil_div", "coefficient", "compare",
-    "divide", "expr", "extreme", "multiply", "nonnegative", "number", "poly", "positive", "product",
-    "recombined", "split", "within",
+    "divide", "expr", "extreme", "multiply", "never_negative", "nonnegative", "number", "poly", "positive",
+    "product", "recombined", "split", "within",
 ]  # fmt: skip
 
 POLYNOMIAL = frozenset({"add", "sub", "mul", "neg", "floordiv", "mod", "div", "rem", "min", "max"})

@@ -29,10 +29,12 @@ Lowered = Callable[[Group], tuple[Variant, ...]]
 
 
 def bytes_of(t: Tensor) -> Expr:
-    """Bytes of a tensor, rounded up to whole cache lines; at least one line where the size is a number."""
+    """Bytes of a tensor, rounded up to whole cache lines: at least one line, unless sizes of zero alone could
+    make it less. A difference of sizes may be negative before it is checked.
+    """
     size = (t.size * storage_bytes(t.dtype) + (ALIGN - 1)) // ALIGN
-    known = ix.number(size)
-    return (size if known is None else const(max(known, 1))) * ALIGN
+    safe = ix.number(size) is None and ix.never_negative(ix.poly(size))
+    return (size if safe else apply("max", size, const(1))) * ALIGN
 
 
 def split_constant(groups: Sequence[Group], outputs: Collection[Tensor]) -> tuple[list[Group], list[Group]]:
