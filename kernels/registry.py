@@ -151,25 +151,30 @@ class Context:
         return up - down
 
 
+def described(domain: str, name: str, function: Callable[..., Any]) -> Operator:
+    """How to call a definition, read off its parameters."""
+    parameters = list(inspect.signature(function).parameters.values())
+    takes_context = bool(parameters) and parameters[0].name == "ctx"
+    positional = [p for p in parameters[takes_context:] if p.kind is p.POSITIONAL_OR_KEYWORD]
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    attributes = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return Operator(
+        domain,
+        name,
+        function,
+        takes_context,
+        "outputs" in attributes,
+        frozenset(attributes - {"outputs"}),
+        None if variadic else len(positional),
+        sum(p.default is p.empty for p in positional),
+    )
+
+
 def op(name: str, domain: str = "") -> Callable[[F], F]:
     """Register a definition under an ONNX operator's name."""
 
     def register(function: F) -> F:
-        parameters = list(inspect.signature(function).parameters.values())
-        takes_context = bool(parameters) and parameters[0].name == "ctx"
-        positional = [p for p in parameters[takes_context:] if p.kind is p.POSITIONAL_OR_KEYWORD]
-        variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-        attributes = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-        OPERATORS[(domain, name)] = Operator(
-            domain,
-            name,
-            function,
-            takes_context,
-            "outputs" in attributes,
-            frozenset(attributes - {"outputs"}),
-            None if variadic else len(positional),
-            sum(p.default is p.empty for p in positional),
-        )
+        OPERATORS[(domain, name)] = described(domain, name, function)
         return function
 
     return register
@@ -177,12 +182,12 @@ def op(name: str, domain: str = "") -> Callable[[F], F]:
 
 def call(
     definition: Operator,
-    ctx: Context,
-    inputs: Sequence[Tensor | None],
+    ctx: Any,
+    inputs: Sequence[Any],
     attributes: Mapping[str, Any],
     outputs: int,
-) -> tuple[Tensor | None, ...]:
-    """Run a definition on tensors. Raises Malformed or Unsupported."""
+) -> tuple[Any, ...]:
+    """Run a definition on its inputs: tensors, or values of the host. Raises Malformed or Unsupported."""
     given = list(inputs)
     if definition.inputs is not None:
         if any(x is not None for x in given[definition.inputs :]):

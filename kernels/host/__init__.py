@@ -1,0 +1,1 @@
+"""Operators on strings, sequences, maps and optionals. Importing this package fills the table."""
