@@ -124,6 +124,8 @@ class Context:
 
         if t is None:
             return ()
+        if ix.number(t.size) == 0:
+            return ()
         found = [ix.number(v) for v in self.values(t)] if t.known is not None else [None]
         if any(n is None for n in found):
             raise Unsupported(f"{what} ({t.name}) is not a constant", "fold the input into a constant")
@@ -162,9 +164,7 @@ class Context:
         return up - down
 
 
-def described(
-    domain: str, name: str, function: Callable[..., Any], keeps_types: bool = False
-) -> Operator:
+def described(domain: str, name: str, function: Callable[..., Any], keeps_types: bool = False) -> Operator:
     """How to call a definition, read off its parameters."""
     parameters = list(inspect.signature(function).parameters.values())
     takes_context = bool(parameters) and parameters[0].name == "ctx"

@@ -11,8 +11,9 @@ from fusile.ir.interpret import identity
 from fusile.ir.tensor import Tensor, compute, reduction, scan
 from fusile.ir.types import BF16
 from fusile.kernels.families.elementwise import filled, unary
+from fusile.kernels.late import around, is_late, late_axes, reduced_along
 from fusile.kernels.registry import Context, op
-from fusile.kernels.shapes import normal_axes, normal_axis
+from fusile.kernels.shapes import normal_axes, normal_axis, reshaped
 
 MOST_STEPWISE = 8
 """A softmax over up to this many bfloat16 numbers rounds its sum after each addition, as the standard's
@@ -143,6 +144,8 @@ def _register(name: str, f: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -
         keepdims: int = 1,
         noop_with_empty_axes: int = 0,
     ) -> Tensor:
+        if axes is not None and is_late(axes):
+            return reduced_along(ctx, x, axes, bool(keepdims), f)
         over = _axes(ctx, x, axes, noop_with_empty_axes)
         if not over:
             return unary(x, _ELEMENTWISE[name], "reduce") if name in _ELEMENTWISE else x
@@ -281,13 +284,20 @@ def running(x: Tensor, axis: int, kind: str, *, exclusive: bool, reverse: bool) 
     return stacked if axis == 0 and not reverse else compute(x.shape, place, name="cum" + kind)
 
 
+def _cumulated(ctx: Context, x: Tensor, axis: Tensor, kind: str, exclusive: bool, reverse: bool) -> Tensor:
+    if not is_late(axis):
+        (at,) = ctx.numbers(axis, "the axis")
+        return running(x, normal_axis(at, x.rank), kind, exclusive=exclusive, reverse=reverse)
+    (late,) = late_axes(ctx, axis, x.rank)
+    flat = reshaped(x, around(ctx, x.shape, late))
+    return reshaped(running(flat, 1, kind, exclusive=exclusive, reverse=reverse), x.shape)
+
+
 @op("CumSum")
 def cum_sum(ctx: Context, x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
-    (at,) = ctx.numbers(axis, "the axis")
-    return running(x, normal_axis(at, x.rank), "sum", exclusive=bool(exclusive), reverse=bool(reverse))
+    return _cumulated(ctx, x, axis, "sum", bool(exclusive), bool(reverse))
 
 
 @op("CumProd")
 def cum_prod(ctx: Context, x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
-    (at,) = ctx.numbers(axis, "the axis")
-    return running(x, normal_axis(at, x.rank), "prod", exclusive=bool(exclusive), reverse=bool(reverse))
+    return _cumulated(ctx, x, axis, "prod", bool(exclusive), bool(reverse))

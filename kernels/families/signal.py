@@ -11,8 +11,9 @@ from fusile.ir.expr import Expr, apply, as_expr, cast, const, eq, select
 from fusile.ir.tensor import Tensor, compute, constant, reduce_sum
 from fusile.ir.types import F32, F64, DType, numpy_dtype
 from fusile.kernels.families.elementwise import dtype_of
+from fusile.kernels.late import around, is_late, late_axes
 from fusile.kernels.registry import Context, Malformed, Unsupported, op
-from fusile.kernels.shapes import MOST_TABULATED, literal, normal_axis
+from fusile.kernels.shapes import MOST_TABULATED, literal, normal_axis, reshaped
 
 
 def _waves(rows: Expr, columns: Expr, period: Expr, kind: DType) -> tuple[Tensor, Tensor]:
@@ -105,6 +106,8 @@ def dft(
     inverse: int = 0,
     onesided: int = 0,
 ) -> Tensor:
+    if axis is not None and is_late(axis):
+        return _along_late_axis(ctx, x, dft_length, axis, inverse, onesided)
     at = normal_axis(ctx.numbers(axis, "the axis")[0] if axis is not None else -2, x.rank)
     if at == x.rank - 1:
         raise Malformed("the last dimension holds real and imaginary parts")
@@ -115,6 +118,19 @@ def dft(
     length = ctx.extent(ctx.values(dft_length)[0]) if dft_length is not None else n
     rows = length // 2 + 1 if onesided else length
     return _transformed(x, at, length, rows, inverse=bool(inverse))
+
+
+def _along_late_axis(
+    ctx: Context, x: Tensor, dft_length: Tensor | None, axis: Tensor, inverse: int, onesided: int
+) -> Tensor:
+    """The transform along an axis that only the run knows: along the middle one of three."""
+    (at,) = late_axes(ctx, axis, x.rank)
+    ctx.require(at < x.rank - 1, "the last dimension holds real and imaginary parts")
+    flat = reshaped(x, (*around(ctx, x.shape[:-1], at), x.shape[-1]))
+    middle = constant(np.array(1), "axis")
+    out = dft(ctx, flat, dft_length, middle, inverse=inverse, onesided=onesided)
+    sizes = [ctx.size(select(eq(at, k), out.shape[1], n), "dft") for k, n in enumerate(x.shape[:-1])]
+    return reshaped(out, (*sizes, out.shape[-1]))
 
 
 def _mirrored(x: Tensor, axis: int, length: Expr) -> Tensor:
