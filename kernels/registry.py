@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from fusile.ir.expr import Const, Expr, apply, as_expr, cast, const, dim
 from fusile.ir.tensor import Body, DimDefinition, Requirement, Tensor
-from fusile.ir.types import I64
+from fusile.ir.types import F32, I64, DType
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class Operator:
     attributes: frozenset[str]
     inputs: int | None
     required: int
+    keeps_types: bool = False
 
 
 OPERATORS: dict[tuple[str, str], Operator] = {}
@@ -84,6 +85,16 @@ class Context:
     requirements: list[Requirement] = field(default_factory=list)
     runtime: dict[Tensor, tuple[Expr, ...]] = field(default_factory=dict)
     assumed: dict[str, bool] = field(default_factory=dict)
+    half: DType | None = None
+    """The 16-bit float type of the values between operators, while a definition computes in float32 inside
+    (see `precision.py`).
+    """
+
+    def rounded(self, v: Expr) -> Expr:
+        """A value inside an operator as if it were stored between two: what the standard says of the inner
+        values of an operator that it defines as a function of others.
+        """
+        return v if self.half is None or v.dtype is not F32 else cast(cast(v, self.half), F32)
 
     def size(self, value: Expr, hint: str = "n") -> Expr:
         """A size known only when run: a new symbolic dim defined as `value` (which may load tensors).
@@ -141,6 +152,8 @@ class Context:
 
         if t is None:
             return ()
+        if ix.number(t.size) == 0:
+            return ()
         found = [ix.number(v) for v in self.values(t)] if t.known is not None else [None]
         if any(n is None for n in found):
             raise Unsupported(f"{what} ({t.name}) is not a constant", "fold the input into a constant")
@@ -179,7 +192,7 @@ class Context:
         return up - down
 
 
-def described(domain: str, name: str, function: Callable[..., Any]) -> Operator:
+def described(domain: str, name: str, function: Callable[..., Any], keeps_types: bool = False) -> Operator:
     """How to call a definition, read off its parameters."""
     parameters = list(inspect.signature(function).parameters.values())
     takes_context = bool(parameters) and parameters[0].name == "ctx"
@@ -195,14 +208,17 @@ def described(domain: str, name: str, function: Callable[..., Any]) -> Operator:
         frozenset(attributes - {"outputs"}),
         None if variadic else len(positional),
         sum(p.default is p.empty for p in positional),
+        keeps_types,
     )
 
 
-def op(name: str, domain: str = "") -> Callable[[F], F]:
-    """Register a definition under an ONNX operator's name."""
+def op(name: str, domain: str = "", *, keeps_types: bool = False) -> Callable[[F], F]:
+    """Register a definition under an ONNX operator's name. With `keeps_types` it is given 16-bit floats as
+    they are and says itself in which type it computes (see `precision.py`).
+    """
 
     def register(function: F) -> F:
-        OPERATORS[(domain, name)] = described(domain, name, function)
+        OPERATORS[(domain, name)] = described(domain, name, function, keeps_types)
         return function
 
     return register

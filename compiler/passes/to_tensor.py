@@ -20,7 +20,8 @@ from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Const, Dim, Expr, Guard, Load, Reduce, const, dim, nodes, substitute
 from fusile.ir.tensor import Body, Compute, Program, Scan, Tensor, as_shape, collect, compute, stage_reads
 from fusile.ir.types import BY_CODE
-from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsupported, call
+from fusile.kernels.precision import call_wide
+from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsupported
 
 MOST_KNOWN = 256
 """Tensors up to this many elements are followed as expressions over dims (shape arithmetic)."""
@@ -197,7 +198,7 @@ class _Lowering:
             return  # downstream of a gap that is already listed
         self.ctx.site = str(node.name)
         try:
-            results = call(definition, self.ctx, inputs, self._attributes(node), len(node.outputs))
+            results = call_wide(definition, self.ctx, inputs, self._attributes(node), len(node.outputs))
         except _Behind:
             return
         except Unsupported as e:

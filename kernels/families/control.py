@@ -31,7 +31,7 @@ def _truth(t: Tensor | None) -> bool | None:
     return bool(t.known[0].value)
 
 
-@op("If")
+@op("If", keeps_types=True)
 def if_(ctx: Context, condition: Tensor, *, then_branch: Subgraph, else_branch: Subgraph) -> Sequence[Tensor]:
     """The outputs of one of two graphs (ONNX If-25)."""
     if condition.dtype is not BOOL or ix.number(condition.size) != 1:
@@ -50,7 +50,7 @@ def if_(ctx: Context, condition: Tensor, *, then_branch: Subgraph, else_branch: 
     return results
 
 
-@op("Loop")
+@op("Loop", keeps_types=True)
 def loop(
     ctx: Context,
     trip: Tensor | None = None,
@@ -84,7 +84,7 @@ def loop(
     return [*finals, *collected]
 
 
-@op("Scan")
+@op("Scan", keeps_types=True)
 def scan(
     ctx: Context,
     *inputs: Tensor,

@@ -299,7 +299,7 @@ def dtype_of(code: int) -> DType:
     return BY_CODE[code]
 
 
-@op("Cast")
+@op("Cast", keeps_types=True)
 def cast_(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
     if x.dtype.kind == "s":
         raise Unsupported("Cast from strings", "strings are not compiled")
@@ -311,12 +311,12 @@ def cast_(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> T
     return unary(x, lambda v: converted(v, kind, bool(saturate)), "cast")
 
 
-@op("CastLike")
+@op("CastLike", keeps_types=True)
 def cast_like(x: Tensor, target: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
     return cast_(x, to=target.dtype.code, saturate=saturate, round_mode=round_mode)
 
 
-@op("BitCast")
+@op("BitCast", keeps_types=True)
 def bit_cast(x: Tensor, *, to: int) -> Tensor:
     kind = dtype_of(to)
     if kind.bits != x.dtype.bits:

@@ -124,7 +124,7 @@ def tensor_scatter(
     return compute(past.shape, body, name="tensor_scatter")
 
 
-@op("OneHot")
+@op("OneHot", keeps_types=True)
 def one_hot(ctx: Context, indices: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1) -> Tensor:
     count = literal(depth)
     if count is not None:
@@ -143,7 +143,7 @@ def one_hot(ctx: Context, indices: Tensor, depth: Tensor, values: Tensor, *, axi
     return compute((*indices.shape[:at], n, *indices.shape[at:]), body, name="one_hot")
 
 
-@op("EyeLike")
+@op("EyeLike", keeps_types=True)
 def eye_like(x: Tensor, *, dtype: int | None = None, k: int = 0) -> Tensor:
     kind = x.dtype if dtype is None else dtype_of(dtype)
     if x.rank != 2:

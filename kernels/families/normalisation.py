@@ -18,6 +18,11 @@ def _as(x: Tensor, kind: DType) -> Tensor:
     return x if x.dtype is kind else unary(x, lambda v: cast(v, kind), "cast")
 
 
+def _wide(kind: DType) -> DType:
+    """The type in which values of a float type are summed."""
+    return F32 if kind.bits < 32 else kind
+
+
 def _inverse_root(variance: Tensor, epsilon: float) -> Tensor:
     return unary(variance, lambda v: 1 / apply("sqrt", v + epsilon), "inverse")
 
@@ -41,7 +46,7 @@ def standardised(x: Tensor, axes: Sequence[int], epsilon: float) -> tuple[Tensor
     return y, middle, inverse
 
 
-@op("BatchNormalization")
+@op("BatchNormalization", keeps_types=True)
 def batch_normalization(
     x: Tensor,
     scale: Tensor,
@@ -62,7 +67,7 @@ def batch_normalization(
 def _affine(
     x: Tensor, scale: Tensor, bias: Tensor, middle: Tensor, variance: Tensor, epsilon: float
 ) -> Tensor:
-    kind = scale.dtype if scale.dtype.bits >= x.dtype.bits else x.dtype
+    kind = _wide(scale.dtype if scale.dtype.bits >= x.dtype.bits else x.dtype)
     scale, bias, middle, variance = (_as(t, kind) for t in (scale, bias, middle, variance))
     factor = compute(scale.shape, lambda c: scale[c] / apply("sqrt", variance[c] + epsilon), name="factor")
     shift = compute(scale.shape, lambda c: bias[c] - middle[c] * factor[c], name="shift")
@@ -83,7 +88,8 @@ def _batch_statistics(
     epsilon: float,
     momentum: float,
 ) -> tuple[Tensor, ...]:
-    wide = _as(x, running_mean.dtype)
+    kind = running_mean.dtype
+    wide = _as(x, _wide(kind))
     axes = [k for k in range(x.rank) if k != 1]
     middle, variance = moments(wide, axes)
 
@@ -95,7 +101,10 @@ def _batch_statistics(
         )
 
     def mixed(old: Tensor, new: Tensor) -> Tensor:
-        return compute(scale.shape, lambda c: old[c] * momentum + new[c] * (1.0 - momentum), name="running")
+        def body(c: Expr) -> Expr:
+            return cast(cast(old[c], _wide(kind)) * momentum + new[c] * (1.0 - momentum), kind)
+
+        return compute(scale.shape, body, name="running")
 
     now = channel(middle), channel(variance)
     y = _affine(x, scale, bias, *now, epsilon)
@@ -108,7 +117,7 @@ def instance_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: f
     return compute(x.shape, lambda *i: y[i] * scale[i[1]] + bias[i[1]], name="instance_norm")
 
 
-@op("LayerNormalization")
+@op("LayerNormalization", keeps_types=True)
 def layer_normalization(
     x: Tensor,
     scale: Tensor,
@@ -130,12 +139,12 @@ def layer_normalization(
 
 
 def _stash(x: Tensor, code: int) -> DType:
-    """The type in which statistics are worked out: the asked one, unless the input is finer."""
-    kind = BY_CODE.get(code, F32)
+    """The type in which statistics are worked out: the asked one, unless the input or float32 is finer."""
+    kind = _wide(BY_CODE.get(code, F32))
     return kind if kind.bits > x.dtype.bits else x.dtype
 
 
-@op("RMSNormalization")
+@op("RMSNormalization", keeps_types=True)
 def rms_normalization(
     x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
 ) -> Tensor:
@@ -149,7 +158,7 @@ def rms_normalization(
     return compute(x.shape, body, name="rms_norm")
 
 
-@op("GroupNormalization")
+@op("GroupNormalization", keeps_types=True)
 def group_normalization(
     x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
 ) -> Tensor:
