@@ -5,6 +5,7 @@ from fusile.kernels.families import (  # noqa: F401
     contraction,
     contrib_qlinear,
     contrib_qmatmul,
+    contrib_recurrent,
     elementwise,
     indexing,
     movement,
