@@ -67,10 +67,13 @@ class QuantisedLayer(Layer):
         )
 
     def projected(self, gates: int, biased: Callable[[Expr], Expr] | None) -> Tensor:
-        y = self._product(self.sequence, self.w, self.w_scale, self.w_zero, self.width, "projected")
-        return (
-            y if biased is None else compute(y.shape, lambda t, n, j: y[t, n, j] + biased(j), name="biased")
-        )
+        """Without the bias: a quantised state is so sensitive that sums are taken in ONNX Runtime's order."""
+        return self._product(self.sequence, self.w, self.w_scale, self.w_zero, self.width, "projected")
+
+    def joined(self, given: Expr, back: Expr, row: Expr) -> Expr:
+        if self.b is None:
+            return given + back
+        return (given + back) + (self.bias(row) + self.recurrent_bias(row, 4))
 
     def recurrent(self, h: Tensor, rows: Expr, first: Expr | int = 0, name: str = "recurrent") -> Tensor:
         return self._product(h, self.r, self.r_scale, self.r_zero, self.hidden, name)

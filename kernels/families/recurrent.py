@@ -109,6 +109,10 @@ class Layer:
         assert self.b is not None
         return self.b[self.direction, j + self.hidden * gates]
 
+    def joined(self, given: Expr, back: Expr, row: Expr) -> Expr:
+        """What the input and the state give a gate row together."""
+        return given + back
+
     def clipped(self, v: Expr) -> Expr:
         return v if self.clip is None else minimum(maximum(v, -self.clip), self.clip)
 
@@ -388,7 +392,8 @@ def lstm_of(
         back = layer.recurrent(h, hidden * 4)
 
         def gate(n: Expr, j: Expr, k: int, seen: Expr | None) -> Expr:
-            v = given[layer.position(time, n), n, j + hidden * k] + back[n, j + hidden * k]
+            row = j + hidden * k
+            v = layer.joined(given[layer.position(time, n), n, row], back[n, row], row)
             return layer.clipped(v if seen is None else v + seen)
 
         def cell(n: Expr, j: Expr) -> Expr:
