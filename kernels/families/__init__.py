@@ -3,6 +3,8 @@
 from fusile.kernels.families import (  # noqa: F401
     activation,
     contraction,
+    contrib_blocks,
+    contrib_linear,
     contrib_qlinear,
     contrib_qmatmul,
     contrib_recurrent,
