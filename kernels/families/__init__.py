@@ -3,7 +3,9 @@
 from fusile.kernels.families import (  # noqa: F401
     activation,
     contraction,
+    contrib_attention,
     contrib_blocks,
+    contrib_gqa,
     contrib_linear,
     contrib_qlinear,
     contrib_qmatmul,
