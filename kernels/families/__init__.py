@@ -10,6 +10,7 @@ from fusile.kernels.families import (  # noqa: F401
     contrib_qlinear,
     contrib_qmatmul,
     contrib_recurrent,
+    contrib_tensor,
     elementwise,
     indexing,
     movement,

@@ -226,5 +226,14 @@ def group_query_attention(
         for t in (present_k, present_v)
     )
     done = attend(q, keys, values, how)
-    shown = done.scores if qk_output == 1 else done.shares
-    return (done.output, present_k, present_v, by_head(shown, query.dtype))[:outputs]
+    if outputs < 4:
+        return (done.output, present_k, present_v)[:outputs]
+    shown = done.shares
+    if qk_output == 1:
+        raw = done.scores
+        shown = compute(
+            raw.shape,
+            lambda b, g, r, s, t: select(visible(b, s, t), raw[b, g, r, s, t], const(0, raw.dtype)),
+            name="shown",
+        )
+    return done.output, present_k, present_v, by_head(shown, query.dtype)
