@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fusile.ir import index as ix
-from fusile.ir.expr import Expr, apply, as_expr, cast, const, eq, inside, maximum, select
+from fusile.ir.expr import Expr, apply, as_expr, cast, const, eq, inside, maximum, minimum, select
 from fusile.ir.tensor import Tensor, compute, reduce_sum
 from fusile.ir.types import F32, F64, I64, DType
 from fusile.kernels.families.contraction import matmul
@@ -184,13 +184,19 @@ def _mask(
         if given.rank == 2:
             return select(0 < cast(given[b, t], I64), shown, hidden)
         out = select(t < cast(given[b], I64), shown, hidden)
-        return select(t < cast(given[b + batch], I64), hidden, out) if _is_twice(given, batch) else out
+        count = given.shape[0]
+        if count is batch:
+            return out
+        start = cast(given[minimum(b + batch, count - 1)], I64)
+        return select(eq(count, batch * 2) & (t < start), hidden, out)
 
     if given is not None:
         if given.rank not in (1, 2, 3):
             raise Unsupported(f"a mask of rank {given.rank}", "use a mask of rank 1, 2 or 3")
-        if given.rank == 1 and not _is_twice(given, batch):
-            ctx.require(eq(given.shape[0], batch), f"{given.shape[0]} lengths for {batch} sequences")
+        if given.rank == 1:
+            count = given.shape[0]
+            fits = eq(count, batch) | eq(count, batch * 2)
+            ctx.require(fits, f"{count} lengths for {batch} sequences")
         if given.rank > 1:
             ctx.require(eq(given.shape[-1], length), f"a mask for {given.shape[-1]} of {length} keys")
 
@@ -199,11 +205,6 @@ def _mask(
         return select(past + s < t, const(LOWEST, F32), out) if causal else out
 
     return body
-
-
-def _is_twice(given: Tensor, batch: Expr) -> bool:
-    n, b = ix.number(given.shape[0]), ix.number(batch)
-    return n == 2 * b if n is not None and b is not None else given.shape[0] is batch * 2
 
 
 # ---- operators ----

@@ -79,10 +79,9 @@ def qlinear_add(
     shift = compute((), fixed, name="shift")
 
     def body(*i: Expr) -> Expr:
-        first, second = (
-            cast(broadcast_read(t, i), F32) * f[()] for t, f in zip((a, b), factors, strict=True)
-        )
-        return saturated(first + (second + shift[()]), a.dtype)
+        first, second = (cast(broadcast_read(t, i), F32) for t in (a, b))
+        inner = apply("fma", second, factors[1][()], shift[()])
+        return saturated(apply("fma", first, factors[0][()], inner), a.dtype)
 
     return compute(shape, body, name="qlinear_add")
 
