@@ -695,3 +695,28 @@ TABLES = (
     windows_of_bytes, products_of_bytes, conversions, few_bits, recurrences, tensors, spellings,
 )  # fmt: skip
 CASES = [c for table in TABLES for c in table()]
+
+
+# ---- judging ----
+
+INEXACT = frozenset({"QLinearAdd", "QLinearMul", "QLinearSoftmax", "QLinearSigmoid"})
+"""Operators whose result may miss ONNX Runtime's by one step: its kernels add and multiply floats in an order
+of their own, with or without fused steps, or go through a table of floats.
+"""
+
+
+def assert_close(case: Case, got: list[Array], wanted: list[Array]) -> None:
+    """Types and shapes the same; integers exact, or within a step for the inexact ones."""
+    assert len(got) == len(wanted)
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+        if ours.dtype.kind in "biu":
+            away = np.abs(ours.astype(np.int64) - theirs.astype(np.int64))
+            assert int(away.max(initial=0)) <= (case.op in INEXACT)
+            assert np.count_nonzero(away) <= max(1, away.size // 200)
+        else:
+            finite = theirs[np.isfinite(theirs)].astype(np.float64)
+            largest = max(float(np.abs(finite).max(initial=0.0)), 1e-3)
+            limit = case.tolerance * (100 if ours.dtype.itemsize == 2 else 1)
+            wide = [a.astype(np.float64) for a in (ours, theirs)]
+            np.testing.assert_allclose(wide[0], wide[1], rtol=limit, atol=limit * largest)
