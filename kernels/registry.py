@@ -4,8 +4,9 @@
     def relu(x: Tensor) -> Tensor:
         return compute(x.shape, lambda *i: maximum(x[i], 0))
 
-Positional parameters are the operator's inputs (an absent optional one is None; `*xs` where they are
-variadic); keyword-only ones are its attributes, by ONNX's names. A first parameter called `ctx` receives the
+Positional parameters are the operator's inputs (`*xs` where they are variadic; an optional one has a default
+or a type that admits None, and is None where it is left out); keyword-only ones are its attributes, by
+ONNX's names. A first parameter called `ctx` receives the
 Context, `outputs` the number of outputs that the node asks for.
 """
 
@@ -32,7 +33,7 @@ class Operator:
     takes_outputs: bool
     attributes: frozenset[str]
     inputs: int | None
-    required: int
+    required: tuple[int, ...]
     keeps_types: bool = False
 
 
@@ -207,9 +208,14 @@ def described(domain: str, name: str, function: Callable[..., Any], keeps_types:
         "outputs" in attributes,
         frozenset(attributes - {"outputs"}),
         None if variadic else len(positional),
-        sum(p.default is p.empty for p in positional),
+        tuple(k for k, p in enumerate(positional) if p.default is p.empty and not _admits_none(p)),
         keeps_types,
     )
+
+
+def _admits_none(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter's type, which is text where annotations are postponed, has None in it."""
+    return "None" in str(parameter.annotation)
 
 
 def op(name: str, domain: str = "", *, keeps_types: bool = False) -> Callable[[F], F]:
@@ -237,9 +243,9 @@ def call(
         if any(x is not None for x in given[definition.inputs :]):
             raise Malformed(f"takes at most {definition.inputs} inputs, has {len(given)}")
         given = given[: definition.inputs]
-    if len(given) < definition.required or any(x is None for x in given[: definition.required]):
+    if any(k >= len(given) or given[k] is None for k in definition.required):
         raise Malformed(
-            f"takes at least {definition.required} inputs, has {sum(x is not None for x in given)}"
+            f"takes at least {len(definition.required)} inputs, has {sum(x is not None for x in given)}"
         )
     keywords = {k: v for k, v in attributes.items() if k in definition.attributes}
     if definition.takes_outputs:

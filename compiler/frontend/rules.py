@@ -155,10 +155,13 @@ class Site:
         self.emitted.append(node)
         return node.outputs
 
-    def replace(self, *values: ir.Value) -> None:
-        """Replace the node: its outputs are `values`, each made by a node that was emitted here."""
+    def replace(self, *values: ir.Value | None) -> None:
+        """Replace the node: its outputs are `values`, each made by a node that was emitted here; None for
+        what nothing reads.
+        """
         for old, new in zip(self.node.outputs, values):
-            take_over(old, new)
+            if new is not None:
+                take_over(old, new)
         graph = self.node.graph
         assert graph is not None
         graph.remove(self.node, safe=True)
