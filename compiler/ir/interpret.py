@@ -12,7 +12,7 @@ import numpy as np
 
 from fusile.errors import RunError
 from fusile.ir.expr import Apply, Axis, Const, Dim, Expr, Guard, Load, Reduce, free
-from fusile.ir.tensor import Compute, Program, Scan, Scatter, Stage, Tensor
+from fusile.ir.tensor import Compute, Extern, Program, Scan, Scatter, Stage, Tensor
 from fusile.ir.types import BOOL, F32, F64, DType, numpy_dtype
 
 Array = np.ndarray
@@ -190,6 +190,8 @@ class Interpreter:
                 self._scatter(stage)
             case Scan():
                 self._scan(stage)
+            case Extern():
+                self._extern(stage)
 
     def _compute(self, stage: Compute) -> Array:
         r = stage.reduction
@@ -257,6 +259,12 @@ class Interpreter:
             self.arrays[outer] = np.stack(rows) if rows else np.zeros((0, *shape), numpy_dtype(inner.dtype))
         for outer, c in stage.finals:
             self.arrays[outer] = state[[x.now for x in stage.carried].index(c.now)]
+
+    def _extern(self, stage: Extern) -> None:
+        answers = stage.meaning(*(self.grid_of(t) for t in stage.reads))
+        for t, array in zip(stage.outs, answers, strict=True):
+            shape = tuple(self.size(e) for e in t.shape)
+            self.arrays[t] = np.ascontiguousarray(array, dtype=numpy_dtype(t.dtype)).reshape(shape)
 
     def grid_of(self, t: Tensor) -> Array:
         if t not in self.arrays:

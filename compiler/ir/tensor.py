@@ -1,11 +1,12 @@
 """The tensor program: meaning without an order.
 
-A program is a list of stages; each defines one tensor (or, for a scan, several) from others. Three kinds of
-stage:
+A program is a list of stages; each defines one tensor (or, for a scan or an extern, several) from others.
+Four kinds of stage:
 
     Compute   T[i, j] = expression, or T[i, j] = sum(k) expression      (`compute`, `reduce_sum`, …)
     Scan      a small program repeated along time, with carried state   (`scan`)
     Scatter   T = initial; for u in updates: T[index(u)] op= value(u)   (`scatter`)
+    Extern    loops that are written out, for what the others cannot say (`fusile.ir.extern`)
 
 Extents are integers or symbolic expressions. A size that is known only when the model runs is a Dim with a
 definition in `Program.dim_definitions`. The functions here are the language in which `fusile.kernels` defines
@@ -43,6 +44,7 @@ from fusile.ir.expr import (
     select,
     substitute,
 )
+from fusile.ir.loops import Buffer, Stmt, dims_of
 from fusile.ir.types import I64, DType
 
 Shape = tuple[Expr, ...]
@@ -163,7 +165,26 @@ class Scatter:
         return (self.out,)
 
 
-Stage = Compute | Scan | Scatter
+@dataclass(frozen=True, eq=False, slots=True)
+class Extern:
+    """`outs` are what the loops `body` leave in memory: sorting, and searches that end when the data says.
+
+    `arrays` are the buffers that stand in the body for the outs and then for `reads`, in order. Every element
+    of the outs is written. Outermost loops whose iterations are provably independent run in parallel, as in
+    any kernel. `meaning` answers the outs' arrays, given those of the reads: the same in numpy, said in
+    another way.
+    """
+
+    outs: tuple[Tensor, ...]
+    reads: tuple[Tensor, ...]
+    arrays: tuple[Buffer, ...]
+    body: tuple[Stmt, ...]
+    meaning: Callable[..., Sequence[np.ndarray]]
+    origin: str = ""
+    op: str = ""
+
+
+Stage = Compute | Scan | Scatter | Extern
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -229,6 +250,8 @@ def stage_reads(stage: Stage) -> list[Tensor]:
                 found[c.initial] = None
             for s in stage.body:
                 scan_loads(s.body)
+        case Extern():
+            return list(dict.fromkeys(stage.reads))
     return list(found)
 
 
@@ -245,6 +268,8 @@ def stage_sizes(stage: Stage) -> set[Dim]:
         case Scan():
             exprs.append(stage.time.extent)
             return _dims_in(exprs).union(*(stage_sizes(s) for s in stage.body))
+        case Extern():
+            return {*dims_of(stage.body, stage.arrays)}
     return _dims_in(exprs)
 
 
@@ -507,6 +532,7 @@ __all__ = [
     "Const",
     "Dim",
     "DimDefinition",
+    "Extern",
     "Program",
     "Requirement",
     "Scan",

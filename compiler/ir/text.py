@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 from fusile.ir.expr import Axis, Dim
 from fusile.ir.names import Names, comment, expr_parts, expr_text, plain
-from fusile.ir.tensor import Compute, Program, Scan, Scatter, Stage, Tensor
+from fusile.ir.loops import body_text
+from fusile.ir.tensor import Compute, Extern, Program, Scan, Scatter, Stage, Tensor
 
 __all__ = ["expr_text", "program_text", "stage_text", "tensor_text"]
 
@@ -41,6 +42,8 @@ def stage_text(s: Stage, indent: str = "  ", names: Names | None = None) -> str:
             return _scatter_text(s, indent, inner)
         case Scan():
             return _scan_text(s, indent, inner)
+        case Extern():
+            return _extern_text(s, indent, inner)
 
 
 def _compute_text(s: Compute, indent: str, names: Names) -> str:
@@ -75,6 +78,13 @@ def _scan_text(s: Scan, indent: str, names: Names) -> str:
     lines += [f"{indent}  {names.of(outer)}[{time}, …] = {names.of(inner)}" for outer, inner in s.collected]
     lines += [f"{indent}  {names.of(outer)} = last {names.of(c.now)}" for outer, c in s.finals]
     return "\n".join(lines)
+
+
+def _extern_text(s: Extern, indent: str, names: Names) -> str:
+    lines = [f"{indent}extern {', '.join(tensor_text(t, names) for t in s.outs)}{_note(s.origin, s.op)}"]
+    for t, b in zip((*s.outs, *s.reads), s.arrays, strict=True):
+        lines.append(f"{indent}  {names.of(b)} is {names.of(t)}")
+    return "\n".join([*lines, *body_text(s.body, indent + "  ", names)])
 
 
 def program_text(p: Program) -> str:

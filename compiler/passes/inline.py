@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Expr, Load, Reduce, free, reduce_over, substitute
-from fusile.ir.tensor import Compute, Program, Scan, Scatter, Stage, Tensor, stage_reads
+from fusile.ir.tensor import Compute, Extern, Program, Scan, Scatter, Stage, Tensor, stage_reads
 from fusile.passes import access
 
 CHEAP = 4
@@ -114,6 +114,8 @@ def rewrite_reads(stage: Stage, bodies: dict[Tensor, Compute]) -> Stage:
             return Scan(
                 stage.time, stage.carried, body, stage.collected, stage.finals, stage.origin, stage.op
             )
+        case Extern():
+            return stage
 
 
 def refusal(stage: Compute, readers: list[Stage], same: Callable[[Stage, Stage], bool]) -> str | None:
@@ -126,6 +128,8 @@ def refusal(stage: Compute, readers: list[Stage], same: Callable[[Stage, Stage],
         if not same(stage, r):
             return "one kernel per operator at this level"
         if not isinstance(r, Compute):
+            if isinstance(r, Extern):
+                return "loops that are written out read it"
             if isinstance(r, Scan) and any(stage.out is c.initial for c in r.carried):
                 return "it is the initial state of a scan"
             if not access.is_view(stage):

@@ -3,10 +3,12 @@
 from fusile.kernels.families import (  # noqa: F401
     activation,
     contraction,
+    detection,
     elementwise,
     indexing,
     movement,
     normalisation,
+    ordering,
     pooling,
     quantised,
     recurrent,
