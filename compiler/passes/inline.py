@@ -18,6 +18,9 @@ from fusile.passes import access
 CHEAP = 4
 """Simple operations that are repeated rather than stored and loaded again."""
 
+MOST_REPEATED = 64
+"""Operations of a stage that reads nothing which are repeated in all its readers."""
+
 
 @dataclass(slots=True)
 class Log:
@@ -134,9 +137,9 @@ def refusal(stage: Compute, readers: list[Stage], same: Callable[[Stage, Stage],
                 return "it is the initial state of a scan"
             if not access.is_view(stage):
                 return "a scan reads it at every step"
-    if not access.loads(stage.body):
-        return None
     view = access.is_view(stage)
+    if not access.loads(stage.body) and access.cost(stage.body) <= MOST_REPEATED:
+        return None
     price, twisted = access.cost(stage.body), access.index_cost(stage.body)
     for r in readers:
         if isinstance(r, Compute):

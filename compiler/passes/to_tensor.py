@@ -69,11 +69,11 @@ def _dim_of(tree: ast.expr) -> Expr:
 class _Lowering:
     """One walk over a graph; collects every gap before it refuses."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, seed: int = 0) -> None:
         self.model = model
         self.tensors: dict[str, Tensor] = {}
         self.gaps: list[Gap] = []
-        self.ctx = Context("")
+        self.ctx = Context("", seed)
 
     def run(self) -> Program:
         graph = self.model.graph
@@ -310,13 +310,14 @@ def _element(body: Expr, mapping: Mapping[Expr, Expr]) -> Expr | None:
     return out
 
 
-def lower(model: ir.Model) -> Program:
-    """The tensor program of a canonical graph.
+def lower(model: ir.Model, seed: int = 0) -> Program:
+    """The tensor program of a canonical graph; `seed` is where random operators without a seed of their own
+    start.
 
     Raises UnsupportedError with every gap at once, InvalidModelError for a node that cannot be.
     """
     _load_definitions()
-    return _Lowering(model).run()
+    return _Lowering(model, seed).run()
 
 
 def infer(model: ir.Model) -> None:

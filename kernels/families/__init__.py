@@ -4,6 +4,7 @@ from fusile.kernels.families import (  # noqa: F401
     activation,
     contraction,
     detection,
+    drawing,
     elementwise,
     indexing,
     movement,
@@ -16,5 +17,6 @@ from fusile.kernels.families import (  # noqa: F401
     resize,
     sampling,
     signal,
+    training,
     window,
 )
