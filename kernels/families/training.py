@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fusile.ir.expr import Expr, apply, as_expr, cast, const, select
+from fusile.ir.gradient import NotDifferentiable, gradients, replayed
 from fusile.ir.tensor import Tensor, compute
 from fusile.ir.types import F32, F64, I64, DType
-from fusile.kernels.registry import Malformed, op
+from fusile.kernels.registry import Malformed, Unsupported, op
 
 TRAINING = "ai.onnx.preview.training"
 
@@ -144,3 +145,26 @@ def momentum(
         return compute(x.shape, moved, name="new"), speed
 
     return _results([update(*group) for group in _groups(tensors, 3)])
+
+
+@op("Gradient", TRAINING)
+def gradient(*tensors: Tensor, outputs: int = 1) -> tuple[Tensor, ...]:
+    """The derivatives of the sum of `y` by the first of the named values, where they are as given. The inputs
+    are the values given, the values named, and y.
+    """
+    count = len(tensors) // 2
+    given, names, y = tensors[:count], tensors[count : 2 * count], tensors[2 * count]
+    for x, t in zip(given, names, strict=True):
+        if x.dtype is not t.dtype or x.rank != t.rank:
+            raise Malformed(f"{x.name} is given for {t.name}, which has another type or rank")
+    for x in given[:outputs]:
+        if x.known is not None:
+            raise Unsupported(
+                f"the derivative by {x.name}, which is a literal", "make it an input of the model"
+            )
+    try:
+        if any(x is not t for x, t in zip(given, names, strict=True)):
+            y = replayed(y, dict(zip(names, given, strict=True)))
+        return tuple(gradients(y, given)[:outputs])
+    except NotDifferentiable as e:
+        raise Unsupported(str(e), "take the gradient where the model was trained") from None
