@@ -120,7 +120,7 @@ def tensor_program(
     """The grouped tensor program of a model."""
     canonical = graph(source, options)
     trace.text("graph", lambda: graph_text(canonical))
-    program = lower(canonical)
+    program = lower(canonical, options.seed)
     strict.check_program("to_tensor", None, program)
     trace.text("program", lambda: program_text(program))
     trace.program = program

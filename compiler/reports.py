@@ -15,7 +15,7 @@ from fusile.ir import index as ix
 from fusile.ir.expr import Dim, Expr, const, nodes, substitute
 from fusile.ir.loops import Kernel, written
 from fusile.ir.plan import Call, Plan
-from fusile.ir.tensor import Branch, Compute, Loop, Program, Scan, Scatter, Stage, Tensor
+from fusile.ir.tensor import Branch, Compute, Extern, Loop, Program, Scan, Scatter, Stage, Tensor
 from fusile.ir.types import BY_CODE, storage_bytes
 from fusile.loading import Loaded
 from fusile.options import Options
@@ -141,7 +141,7 @@ def _flops(stage: Stage) -> int | None:
         case Scan():
             steps, inner = ix.number(stage.time.extent), flops(stage.body)
             return None if steps is None or inner is None else steps * inner
-        case Scatter():
+        case Scatter() | Extern():
             return 0
         case Branch():
             return max((flops(b.program.stages) or 0 for b in stage.bodies), default=0)

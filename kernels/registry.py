@@ -79,9 +79,12 @@ class Subgraph(Protocol):
 
 @dataclass(slots=True)
 class Context:
-    """What a definition may ask of the program under construction. `site` is the ONNX node's name."""
+    """What a definition may ask of the program under construction. `site` is the ONNX node's name, `seed` where
+    random numbers start.
+    """
 
     site: str
+    seed: int = 0
     dim_definitions: list[DimDefinition] = field(default_factory=list)
     requirements: list[Requirement] = field(default_factory=list)
     runtime: dict[Tensor, tuple[Expr, ...]] = field(default_factory=dict)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from fusile.errors import Gap, InvalidModelError, UnsupportedError, show_name, show_names
-from fusile.frontend import rules_contrib, rules_nn, rules_tensor
+from fusile.frontend import gradients, rules_contrib, rules_nn, rules_tensor
 from fusile.frontend.inline import inline_functions, normal_imports, stamp_versions, take_over
 from fusile.frontend.names import Names, all_graphs, settle_names, sort_nodes
 from fusile.frontend.rules import CANONICAL_OPSET, Rule, Site, add_initializer, gap
@@ -50,6 +50,7 @@ def canonicalise(model: ir.Model) -> None:
     an old operator has no newer form, UnsafeModelError where inlining its functions would explode.
     """
     _check_values(model)
+    gradients.tie(model)
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         sort_nodes(graph)  # functions cannot be copied, nor types be inferred, in any other order
     _stamp(model)

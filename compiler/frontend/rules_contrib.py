@@ -141,9 +141,7 @@ def skip_simplified_layer_norm(site: Site) -> None:
     if site.used(1) or site.used(2):
         site.unsupported("its statistics are read", "Export the model for inference")
     total = _skipped(site, site.input(3))
-    y = site.emit(
-        "RMSNormalization", [total, site.required(2)], axis=-1, epsilon=_epsilon(site, 1e-12)
-    )
+    y = site.emit("RMSNormalization", [total, site.required(2)], axis=-1, epsilon=_epsilon(site, 1e-12))
     site.replace(y, None, None, total)
 
 

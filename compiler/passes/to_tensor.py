@@ -84,6 +84,7 @@ class _Lowering:
         graph: ir.Graph,
         parent: _Lowering | None = None,
         assumed: Mapping[str, bool] | None = None,
+        seed: int = 0,
     ) -> None:
         self.model = model
         self.graph = graph
@@ -91,7 +92,9 @@ class _Lowering:
         self.tensors: dict[str, Tensor] = {}
         self.captured: dict[Tensor, Tensor] = {}
         self.gaps: list[Gap] = parent.gaps if parent is not None else []
-        self.ctx: Context = Context("", assumed=dict(assumed or {}) if parent is None else parent.ctx.assumed)
+        self.ctx: Context = Context("", seed, assumed=dict(assumed or {}))
+        if parent is not None:
+            self.ctx = Context("", parent.ctx.seed, assumed=parent.ctx.assumed)
 
     def run(self) -> Program:
         inputs = [self._input(v) for v in self.graph.inputs]
@@ -400,8 +403,9 @@ def _element(body: Expr, mapping: Mapping[Expr, Expr]) -> Expr | None:
     return out
 
 
-def lower(model: ir.Model) -> Program:
-    """The tensor program of a canonical graph.
+def lower(model: ir.Model, seed: int = 0) -> Program:
+    """The tensor program of a canonical graph; `seed` is where random operators without a seed of their own
+    start.
 
     Where the ranks of what follows hang on a condition on sizes, the one under which the rest of the graph
     has a meaning becomes a requirement. Raises UnsupportedError with every gap at once, InvalidModelError for
@@ -415,7 +419,7 @@ def lower(model: ir.Model) -> Program:
         if not pending:
             break
         given = pending.pop()
-        walk = _Lowering(model, model.graph, assumed=given)
+        walk = _Lowering(model, model.graph, assumed=given, seed=seed)
         try:
             made.append(walk.run())
         except (InvalidModelError, UnsupportedError) as e:

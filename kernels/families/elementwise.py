@@ -329,15 +329,6 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
-@op("Dropout")
-def dropout(
-    x: Tensor, ratio: Tensor | None = None, training: Tensor | None = None, *, seed: int = 0, outputs: int = 1
-) -> tuple[Tensor, ...]:
-    if training is not None and literal(training) != 0 and literal(ratio) != 0:
-        raise Unsupported("Dropout while training draws random numbers", "export the model for inference")
-    return (x, compute(x.shape, lambda *_: const(True, BOOL), name="mask"))[:outputs]
-
-
 def filled(shape: tuple[Expr, ...], value: float | bool, dtype: DType, name: str = "filled") -> Tensor:
     """A tensor of one value."""
     return compute(shape, lambda *_: const(value, dtype), name=name)
