@@ -256,7 +256,7 @@ def of_roots(
     kinds = _column(modes, count, "modes", np.int64)
     if kinds.size and (kinds.min() < 0 or kinds.max() >= len(MODES)):
         raise Malformed(f"a node has mode {_first_outside(kinds, len(MODES))}")
-    split = _column(thresholds, count, "splits", dtype)
+    split = _column(thresholds, count, "splits", dtype).copy()
     feature = _column(features, count, "features", np.int64)
     weight = np.asarray(weights, dtype).ravel()
     leaves = weight.size

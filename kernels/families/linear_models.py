@@ -47,16 +47,16 @@ def _winner(scores: Tensor) -> Tensor:
     return best_index(scores, 1, "max", keep=False)
 
 
-def _side_by_side(score: Tensor, transform: str, logistic_too: bool) -> Tensor:
-    """Two columns from the one score of a binary model."""
+def _side_by_side(score: Tensor, transform: str, opposite: bool) -> Tensor:
+    """Two columns from the one score of a binary model: what is left to 1 and it, or its opposite and it."""
 
     def body(n: Expr, c: Expr) -> Expr:
         v = score[n, const(0)]
+        if transform == "LOGISTIC":
+            return logistic(select(c < 1, -v, v))
         if transform == "PROBIT":
             v = probit(v)
-        first = -v if logistic_too else 1 - v
-        out = select(c < 1, first, v)
-        return logistic(out) if logistic_too and transform == "LOGISTIC" else out
+        return select(c < 1, -v if opposite else 1 - v, v)
 
     return compute((score.shape[0], 2), body, name="scores")
 
@@ -93,7 +93,7 @@ def linear_classifier(
         (x.shape[0],), lambda n: select(raw[n, const(0)] > 0, const(second), const(first)), name="label"
     )
     if len(classlabels_ints) == 2:
-        return label, _side_by_side(raw, post_transform, logistic_too=False)
+        return label, _side_by_side(raw, post_transform, opposite=False)
     return label, unary(raw, probit, "probit") if post_transform == "PROBIT" else raw
 
 
@@ -247,7 +247,7 @@ def svm_classifier(
     if prob_a:
         return label, transformed(_probabilities(scores, classes, prob_a, prob_b), post_transform)
     if classes == 2:
-        return label, _side_by_side(scores, post_transform, logistic_too=post_transform == "NONE")
+        return label, _side_by_side(scores, post_transform, opposite=post_transform == "NONE")
     return label, transformed(scores, post_transform)
 
 

@@ -5,10 +5,12 @@ of the trees and in the precision that ONNX Runtime has.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from fusile.ir import index as ix
 from fusile.ir.expr import Expr, apply, cast, const, eq, logical_not, ne, select
 from fusile.ir.tensor import Tensor, compute, constant, scan
 from fusile.ir.types import BOOL, F16, F32, F64, I64, DType
@@ -111,12 +113,32 @@ def _precision(x: Tensor) -> tuple[DType, type]:
 # ---- adding up -----------------------------------------------------------------------------------
 
 
-def _scores(
-    leaf: Tensor, forest: Forest, targets: int, kind: str
-) -> tuple[Tensor, Tensor | None, np.ndarray]:
-    """(the sum, or extreme, of what the leaves say by sample and target; whether they say anything, None
-    where always; for which targets never).
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """The sum, or extreme, of what leaves say by sample and target. `told` says whether they say anything: by
+    sample where that is uncertain, else by target.
     """
+
+    total: Tensor
+    always: np.ndarray
+    never: np.ndarray
+    told: Tensor | None
+
+    def has(self, n: Expr, c: Expr) -> Expr:
+        """Whether leaves say anything about a target."""
+        known = ix.number(c)
+        if known is not None and (self.always[known] or self.never[known]):
+            return const(bool(self.always[known]), BOOL)
+        if self.told is None:
+            return logical_not(table(self.never, "never", np.bool_)[c])
+        return self.told[n, c]
+
+    def masked(self, n: Expr, c: Expr, v: Expr) -> Expr:
+        """v, or 0 for a target that leaves say nothing about."""
+        return v if self.always.all() else select(self.has(n, c), v, const(0, v.dtype))
+
+
+def _scores(leaf: Tensor, forest: Forest, targets: int, kind: str) -> _Sums:
     dtype = F64 if forest.weight.dtype == np.float64 else F32
     fill = {"MIN": np.inf, "MAX": -np.inf}.get(kind, 0.0)
     said = tables.said_of(forest, targets, fill)
@@ -126,23 +148,17 @@ def _scores(
     uncertain = not (said.always | said.never).all()
 
     def step(tree: Expr, total: Tensor, *has: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        then = [
-            compute(
-                total.shape, lambda n, c: apply(combine, total[n, c], term(n, c, tree)), name="total_then"
-            )
-        ]
+        def added(n: Expr, c: Expr) -> Expr:
+            return apply(combine, total[n, c], term(n, c, tree))
+
+        then = [compute(total.shape, added, name="total_then")]
         for h in has:
-            then.append(compute(h.shape, lambda n, c, h=h: h[n, c] | tells(n, c, tree), name="has_then"))
+            then.append(compute(h.shape, lambda n, c, h=h: h[n, c] | tells(n, c, tree), name="told_then"))
         return then, []
 
     initial = [start, filled(start.shape, False, BOOL, "silent")] if uncertain else [start]
-    _, (total, *has) = scan(forest.trees, initial, step, name="ensemble")
-    if has:
-        return total, has[0], said.never
-    if not said.never.any():
-        return total, None, said.never
-    never = table(said.never, "never", np.bool_)
-    return total, compute(total.shape, lambda n, c: logical_not(never[c]), name="has"), said.never
+    _, (total, *told) = scan(forest.trees, initial, step, name="ensemble")
+    return _Sums(total, said.always, said.never, told[0] if told else None)
 
 
 def _term(leaf: Tensor, said: tables.Said, fill: float, dtype: DType) -> tuple[Any, Any]:
@@ -232,19 +248,17 @@ def _regressed(
             return cast(probit(cast(v, F32)) if transform == "PROBIT" else v, out)
 
         return compute((total.shape[0], 1), finish, name="regressed")
-    sums, has, _ = _scores(leaf, forest, targets, kind)
+    sums = _scores(leaf, forest, targets, kind)
     shift = table(base, "base_values", base.dtype.type) if base.size == targets else None
 
     def shifted(n: Expr, c: Expr) -> Expr:
-        v = sums[n, c]
-        if kind in ("MIN", "MAX") and has is not None:
-            v = select(has[n, c], v, const(0, v.dtype))
+        v = sums.total[n, c]
         if kind == "AVERAGE" and forest.trees:
             v = v / float(forest.trees)
-        v = v + shift[c] if shift is not None else v
+        v = sums.masked(n, c, v + shift[c] if shift is not None else v)
         return v if transform == "NONE" else cast(v, F32)
 
-    scores = transformed(compute(sums.shape, shifted, name="scores"), transform)
+    scores = transformed(compute(sums.total.shape, shifted, name="scores"), transform)
     return scores if scores.dtype is out else unary(scores, lambda v: cast(v, out), "regressed")
 
 
@@ -392,13 +406,13 @@ def tree_ensemble_classifier(
     leaf = _Walk(_samples(ctx, x, forest, wide), forest).leaves()
     if classes == 1:
         return _one_class(leaf, forest, base, post_transform, classlabels_int64s)
-    sums, has, never = _scores(leaf, forest, classes, "SUM")
-    if classes == 2:
-        given = set(class_ids)
-        weights = class_weights if class_weights_as_tensor is None else class_weights_as_tensor
-        positive = bool((np.asarray(weights) >= 0).all())
-        return _binary(sums, has, never, base, post_transform, classlabels_int64s, len(given) == 1, positive)
-    return _many_classes(sums, has, base, post_transform, classlabels_int64s)
+    sums = _scores(leaf, forest, classes, "SUM")
+    if classes > 2:
+        return _many_classes(sums, base, post_transform, classlabels_int64s)
+    held = class_weights if class_weights_as_tensor is None else class_weights_as_tensor
+    one_weight = len(set(class_ids)) == 1
+    model = _Binary(sums, base, post_transform, one_weight, bool((np.asarray(held) >= 0).all()))
+    return model.label(classlabels_int64s), model.scores()
 
 
 def _single(v: Tensor) -> Tensor:
@@ -412,25 +426,22 @@ def _chosen(which: Tensor, labels: Sequence[int]) -> Tensor:
 
 
 def _many_classes(
-    sums: Tensor, has: Tensor | None, base: np.ndarray, transform: str, labels: Sequence[int]
+    sums: _Sums, base: np.ndarray, transform: str, labels: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """The label of the first largest of the scores that leaves, or base values, say anything about."""
-    classes = len(labels)
+    classes, total = len(labels), sums.total
     if base.size > classes:
         raise Malformed(f"{base.size} base_values for {classes} classes")
-    scores = sums
+    scores = total
     if base.size:
-        shift = table(
-            np.concatenate([base, np.zeros(classes - base.size, base.dtype)]), "base", base.dtype.type
-        )
-        scores = compute(sums.shape, lambda n, c: sums[n, c] + shift[c], name="scores")
+        shift = table(np.concatenate([base, np.zeros(classes - base.size)]), "base_values", base.dtype.type)
+        scores = compute(total.shape, lambda n, c: total[n, c] + shift[c], name="scores")
     ranked = scores
-    if has is not None:
-        told = has
+    if base.size < classes and not sums.always.all():
         lowest = const(-np.inf, scores.dtype)
 
         def rank(n: Expr, c: Expr) -> Expr:
-            return select((c < base.size) | told[n, c], scores[n, c], lowest)
+            return select((c < base.size) | sums.has(n, c), scores[n, c], lowest)
 
         ranked = compute(scores.shape, rank, name="ranked")
     label = _chosen(best_index(ranked, 1, "max", keep=False), labels)
@@ -453,89 +464,72 @@ def _one_class(
     return label, compute((total.shape[0], 1), score, name="score")
 
 
-def _binary(
-    sums: Tensor,
-    has: Tensor | None,
-    never: np.ndarray,
-    base: np.ndarray,
-    transform: str,
-    labels: Sequence[int],
-    one_weight: bool,
-    positive: bool,
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, slots=True)
+class _Binary:
     """Two classes. Leaves may count for the second alone, for the first alone (and mean the second), or for
     both, which the base values and the transform each take in their own way.
+
+    `one_weight`: all weights are for one class; `positive`: none is below 0.
     """
-    wide = sums.dtype
-    both = _both_given(sums, base, transform)
-    if never[1] or has is not None:
-        alone = _first_given(sums, base, transform, one_weight, positive)
-        told = has
 
-        def either(n: Expr, c: Expr) -> Expr:
-            return alone[0][n, c] if never[1] else select(_told(told, n), both[0][n, c], alone[0][n, c])
+    sums: _Sums
+    base: np.ndarray
+    transform: str
+    one_weight: bool
+    positive: bool
 
-        def weight(n: Expr) -> Expr:
-            return alone[1](n) if never[1] else select(_told(told, n), both[1](n), alone[1](n))
+    def _choose(self, n: Expr, both: Expr, alone: Expr) -> Expr:
+        return select(self.sums.has(n, const(1)), both, alone)
 
-        scores = compute(sums.shape, either, name="scores")
-    else:
-        scores, weight = both
-    limit = 0.5 if one_weight and positive else 0.0
-    label = compute(
-        (sums.shape[0],),
-        lambda n: select(weight(n) > const(limit, wide), const(1), const(0)),
-        name="side",
-    )
-    return _chosen(label, labels), scores
+    def _first(self, n: Expr) -> Expr:
+        """What leaves say about the first class, with its base value; 0 where they say nothing."""
+        v = self.sums.total[n, const(0)]
+        if self.base.size in (1, 2):
+            v = v + float(self.base[0])
+        return self.sums.masked(n, const(0), v)
 
+    def _second(self, n: Expr) -> Expr:
+        """The score of the second class where leaves say something about it."""
+        if self.base.size == 2:
+            return self.sums.total[n, const(0)] + float(self.base[1])
+        return self.sums.total[n, const(1)]
 
-def _told(has: Tensor | None, n: Expr) -> Expr:
-    assert has is not None
-    return has[n, const(1)]
+    def label(self, labels: Sequence[int]) -> Tensor:
+        limit = 0.5 if self.one_weight and self.positive else 0.0
+        # Where leaves count for both classes, ONNX Runtime answers 1 and 0, whatever the labels are.
+        no, yes = labels if self.one_weight else (0, 1)
 
+        def body(n: Expr) -> Expr:
+            weight = self._choose(n, self._second(n), self._first(n))
+            return select(weight > limit, const(yes), const(no))
 
-def _both_given(sums: Tensor, base: np.ndarray, transform: str) -> tuple[Tensor, Any]:
-    """(scores, weight that decides) where leaves say something about the second class."""
+        return compute((self.sums.total.shape[0],), body, name="label")
 
-    def raw(n: Expr, c: Expr) -> Expr:
-        v = sums[n, c]
-        if base.size == 2:
-            second = sums[n, const(0)] + float(base[1])
-            return select(c < 1, -second, second)
-        if base.size == 1:
-            return v + select(c < 1, const(float(base[0]), v.dtype), const(0, v.dtype))
-        return v
+    def scores(self) -> Tensor:
+        total = self.sums.total
+        two = transformed(_single(compute(total.shape, self._two_scores, name="pair")), self.transform)
+        if self.base.size == 2:
+            return two
+        return compute(
+            total.shape, lambda n, c: self._choose(n, two[n, c], self._opposed(n, c)), name="scores"
+        )
 
-    scores = compute(sums.shape, raw, name="both")
-    return transformed(_single(scores), transform), lambda n: scores[n, const(1)]
+    def _two_scores(self, n: Expr, c: Expr) -> Expr:
+        second = self._second(n)
+        first = self._first(n)
+        if self.base.size != 2:
+            return select(c < 1, first, second)
+        zero = const(0, second.dtype)
+        opposite = self.sums.masked(n, const(0), -second)
+        return select(c < 1, self._choose(n, opposite, first), self._choose(n, second, zero))
 
-
-def _first_given(
-    sums: Tensor, base: np.ndarray, transform: str, one_weight: bool, positive: bool
-) -> tuple[Tensor, Any]:
-    """(scores, weight that decides) where leaves say nothing about the second class."""
-    if base.size == 2:
-        shift = table(base, "base_values", base.dtype.type)
-        moved = compute(sums.shape, lambda n, c: sums[n, c] + shift[c], name="both")
-        return transformed(_single(moved), transform), lambda n: moved[n, const(0)]
-    origin = float(base[0]) if base.size == 1 else 0.0
-
-    def score(n: Expr) -> Expr:
-        return sums[n, const(0)] + origin if origin else sums[n, const(0)]
-
-    if base.size > 2:  # what nobody reads: the sums as they are
-        return transformed(_single(sums), transform), score
-
-    def body(n: Expr, c: Expr) -> Expr:
-        v = cast(score(n), F32)
-        if transform == "PROBIT":
+    def _opposed(self, n: Expr, c: Expr) -> Expr:
+        """The scores where leaves say nothing about the second class: what they say is its score."""
+        v = cast(self._first(n), F32)
+        if self.transform == "PROBIT":
             return select(c < 1, probit(v), const(0, F32))
-        if one_weight and positive:
-            return select(c < 1, 1 - v, v)
-        if one_weight or not base.size:
-            pair = select(c < 1, -v, v)
-            return logistic(pair) if transform == "LOGISTIC" else pair
-        return select(c < 1, v, const(0, F32))
-
-    return compute(sums.shape, body, name="alone"), score
+        if not self.one_weight and self.base.size:
+            return select(c < 1, v, const(0, F32))
+        if self.transform == "LOGISTIC":
+            return logistic(select(c < 1, -v, v))
+        return select(c < 1, 1 - v if self.one_weight and self.positive else -v, v)
