@@ -18,6 +18,9 @@ from fusile.passes import access
 CHEAP = 4
 """Simple operations that are repeated rather than stored and loaded again."""
 
+DEEPEST = 8
+"""Reads that stand in each other's indices; the work of compiling grows faster than their number."""
+
 
 @dataclass(slots=True)
 class Log:
@@ -132,6 +135,8 @@ def refusal(stage: Compute, readers: list[Stage], same: Callable[[Stage, Stage],
                 return "a scan reads it at every step"
     if not access.loads(stage.body):
         return None
+    if access.read_depth(stage.body) > DEEPEST:
+        return f"it follows more than {DEEPEST} reads one after another"
     view = access.is_view(stage)
     price, twisted = access.cost(stage.body), access.index_cost(stage.body)
     for r in readers:

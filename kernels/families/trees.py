@@ -22,9 +22,9 @@ from fusile.kernels.families.reduction import best_index
 from fusile.kernels.families.scores import check_transform, logistic, probit, rows, table, transformed
 from fusile.kernels.registry import Context, Malformed, Unsupported, op
 
-LEVELS = 8
+LEVELS = 4
 """Tests that one stage takes a sample through."""
-MOST_STAGES = 8
+MOST_STAGES = 16
 """Stages that follow each other; deeper trees take the rest of the way in a loop."""
 AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
 
