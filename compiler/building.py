@@ -22,7 +22,7 @@ from fusile.backends.native.plan import raw_bytes
 from fusile.errors import UsageError
 from fusile.ir.plan import Plan
 from fusile.ir.tensor import Tensor
-from fusile.loading import Loaded, face_of, read, structure_of
+from fusile.loading import Loaded, face_of, needs_host, read, structure_of
 from fusile.options import Options
 from fusile.report import Progress, silent
 from fusile.runtime.abi import PlanInterface
@@ -64,8 +64,12 @@ def build(job: Job) -> Module:
     shelf = artefacts.open_shelf(job.source, job.options, job.target) if here else None
     job.progress("reading the model")
     loaded = read(job.source, job.options)
-    if not here:
-        module: Module = _foreign(job, loaded)
+    if needs_host(loaded.model):
+        from fusile import host
+
+        module: Module = host.build(loaded, job.options, job.target, job.progress)
+    elif not here:
+        module = _foreign(job, loaded)
     elif shelf is None:
         module = _uncached(job, loaded)
     else:

@@ -21,7 +21,7 @@ from fusile.ir.loops import Buffer, Kernel, kernel_text
 from fusile.ir.plan import Plan, Variant, plan_text
 from fusile.ir.tensor import Program, Stage
 from fusile.ir.text import program_text
-from fusile.loading import Loaded, model_name, read
+from fusile.loading import Loaded, model_name, needs_host, read
 from fusile.options import Options
 from fusile.passes import fuse, inline, lanes, layout, pack, strict
 from fusile.passes.finish import finish
@@ -195,7 +195,7 @@ def compile(source: Any, options: Options, progress: Progress) -> Module:
 def build(source: Any, options: Options, progress: Progress) -> Module:
     """A new module. Its parts go into the cache."""
     if options.target in ("numba", "cuda"):
-        return _in_python(source, options)
+        return _in_python(source, options, progress)
     if options.target != "native":
         raise UsageError(
             f"There are no modules for the target {options.target!r} in this process",
@@ -204,13 +204,17 @@ def build(source: Any, options: Options, progress: Progress) -> Module:
     return building.build(_job(source, options, progress))
 
 
-def _in_python(source: Any, options: Options) -> Module:
+def _in_python(source: Any, options: Options, progress: Progress) -> Module:
     """A module whose kernels are Python source for Numba; its pipelines stand in the backend."""
     if options.target == "cuda":
         from fusile.backends import numba_cuda as backend
     else:
         from fusile.backends import numba_cpu as backend  # type: ignore[no-redef]
     loaded = read(source, options)
+    if needs_host(loaded.model):
+        from fusile import host
+
+        return host.build(loaded, options, target_of(options), progress)
     trace = Trace(Path(options.dump_ir) if options.dump_ir else None)
     made = backend.plan_of(loaded.model, options, trace.text)
     return backend.module(made, options, loaded.info, trace.text)

@@ -19,10 +19,11 @@ from fusile.backends.native.module import Face
 from fusile.frontend.names import UNNAMED_AXES
 from fusile.frontend.structure import Structure, Watch, structure
 from fusile.graph.cleanup import clean_up
+from fusile.graph.types import is_numeric
 from fusile.ir.types import BY_CODE, numpy_dtype
 from fusile.options import Options
 from fusile.passes import strict
-from fusile.passes.to_tensor import defined
+from fusile.passes.to_tensor import defined, takes
 from fusile.runtime import abi
 from fusile.runtime.module import ModelInfo
 
@@ -88,6 +89,35 @@ def read(source: Any, options: Options, known: Callable[[str, str], bool] = defi
     clean_up(model)
     strict.check_graph("clean_up", model)
     return Loaded(model, watch, info, unnamed, declared, reshaping)
+
+
+def needs_host(model: ir.Model) -> bool:
+    """Whether a canonical graph has values or nodes that a tensor program does not take and the host part
+    serves. Where this is False, that part is never loaded.
+    """
+    graph = model.graph
+    if any(value.type is None for value in graph.inputs):
+        return False
+    if any(not is_numeric(value.type) or value.shape is None for value in graph.inputs):
+        return True
+    if any(value.type is not None and not is_numeric(value.type) for value in graph.outputs):
+        return True
+    left = [node for node in graph.all_nodes() if not takes(node)]
+    if left:
+        from fusile.kernels import host  # noqa: F401  (fills the table)
+        from fusile.kernels.host.registry import HOST_OPERATORS
+
+        if any((node.domain, node.op_type) in HOST_OPERATORS for node in left):
+            return True
+    read = (value for node in graph.all_nodes() for value in (*node.inputs, *node.outputs))
+    return any(
+        value is not None and (value.dtype is ir.DataType.STRING or not _may_be_numeric(value.type))
+        for value in read
+    )
+
+
+def _may_be_numeric(found: ir.TypeProtocol | None) -> bool:
+    return found is None or is_numeric(found)
 
 
 def structure_of(source: Any) -> Structure:

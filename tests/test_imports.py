@@ -21,7 +21,7 @@ LAYERS = (
     ("frontend", "kernels"),
     ("passes", "schedule"),
     ("backends", "runtime", "templates", "report"),
-    ("artefacts", "building", "driver", "loading", "reports", "retrained"),
+    ("artefacts", "building", "driver", "host", "loading", "reports", "retrained"),
     ("session", "session_errors", "session_options", "session_values", "tools"),
     ("api", "as_onnxruntime"),
     ("cli",),

@@ -187,6 +187,12 @@ class Watch:
         """From here on weights are read to be packed."""
         self._on = False
 
+    def end(self, model: ir.Model) -> None:
+        """Put the initialisers' own tensors back into the model, which may outlive `release`."""
+        for name, held in self._held.items():
+            if name in model.graph.initializers:
+                model.graph.initializers[name].const_value = held
+
     def release(self) -> None:
         """Let go of the data, and so of the files that they are in, whoever still holds a part of the
         model.

@@ -6,7 +6,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir import serde
 
-from fusile.graph.proto import to_proto
+from fusile.graph.proto import to_proto, type_of_proto
 
 Types = dict[str, onnx.TypeProto]
 
@@ -38,14 +38,16 @@ def infer_types(model: ir.Model) -> Types:
 
 
 def declare_missing(model: ir.Model) -> None:
-    """Give values between nodes without a declared type or shape those that inference finds, in place."""
+    """Give values between nodes and inputs of inner graphs without a declared type or shape those that
+    inference finds, in place.
+    """
     found = infer_types(model)
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            proto = found.get(value.name or "")
-            if proto is None:
-                continue
-            if value.type is None:
-                value.type = serde.deserialize_type_proto_for_type(proto)
-            if value.shape is None:
-                value.shape = serde.deserialize_type_proto_for_shape(proto)
+    made = [value for node in model.graph.all_nodes() for value in node.outputs]
+    for value in [*made, *(value for graph in model.graph.subgraphs() for value in graph.inputs)]:
+        proto = found.get(value.name or "")
+        if proto is None:
+            continue
+        if value.type is None:
+            value.type = type_of_proto(proto)
+        if value.shape is None and proto.WhichOneof("value") == "tensor_type":
+            value.shape = serde.deserialize_type_proto_for_shape(proto)

@@ -20,6 +20,8 @@ CHEAP = 4
 
 MOST_REPEATED = 64
 """Operations of a stage that reads nothing which are repeated in all its readers."""
+DEEPEST = 8
+"""Reads that stand in each other's indices; the work of compiling grows faster than their number."""
 
 
 @dataclass(slots=True)
@@ -141,6 +143,8 @@ def refusal(stage: Compute, readers: list[Stage], same: Callable[[Stage, Stage],
                 return "a program of its own reads it"
             if not access.is_view(stage):
                 return "a scan reads it at every step"
+    if access.read_depth(stage.body) > DEEPEST:
+        return f"it follows more than {DEEPEST} reads one after another"
     view = access.is_view(stage)
     if not access.loads(stage.body) and access.cost(stage.body) <= MOST_REPEATED:
         return None

@@ -30,13 +30,19 @@ MOST_CONSTANT = 1024
 MOST_ASSUMED = 16
 """Walks over a graph, at most, to find out which conditions on sizes it takes for granted."""
 
-__all__ = ["defined", "infer", "lower", "parse_dim"]
+__all__ = ["defined", "infer", "lower", "parse_dim", "takes"]
 
 
 def defined(domain: str, name: str) -> bool:
     """Whether an operator has a definition."""
     _load_definitions()
     return (domain, name) in OPERATORS
+
+
+def takes(node: ir.Node) -> bool:
+    """Whether the tensor program defines a node, with the graphs inside it, on tensors of numbers."""
+    inner = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return defined(node.domain, node.op_type) and all(a.type not in inner for a in node.attributes.values())
 
 
 def _load_definitions() -> None:

@@ -29,6 +29,8 @@ class Case:
     outputs: int = 1
     opset: int = 21
     domain: str = ""
+    version: int = 1
+    """The version of the domain, where it is not the standard one."""
     symbolic: bool = True
     """Whether the sizes of the first input may also be symbols."""
     axes: tuple[int, ...] | None = None
@@ -63,7 +65,7 @@ def one_node(case: Case, symbols: bool = False) -> onnx.ModelProto:
     graph = helper.make_graph([node], "one_node", inputs, results, constants)
     opsets = [helper.make_opsetid("", case.opset)]
     if case.domain:
-        opsets.append(helper.make_opsetid(case.domain, 1))
+        opsets.append(helper.make_opsetid(case.domain, case.version))
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
