@@ -116,10 +116,10 @@ def reserved(framework: str, own: frozenset[str]) -> frozenset[str]:
     return own | _FRAME_NAMES | helpers | {f"{name}_step" for name in helpers}
 
 
-def helper_sources(framework: Framework, names: Sequence[str], needs: Mapping[str, Sequence[str]]) -> str:
-    """The text of helper functions and of those that they call, sorted by name."""
+def helper_sources(framework: Framework, printer: Printer, needs: Mapping[str, Sequence[str]]) -> str:
+    """The text of helper functions and of those that they call, sorted by name; then of printed programs."""
     wanted: set[str] = set()
-    pending = list(names)
+    pending = list(printer.helpers)
     while pending:
         name = pending.pop()
         if name not in wanted:
@@ -128,6 +128,7 @@ def helper_sources(framework: Framework, names: Sequence[str], needs: Mapping[st
     loader = jinja2.PackageLoader("fusile.templates", framework.name)
     environment = jinja2.Environment(loader=loader, autoescape=False)
     texts = [loader.get_source(environment, f"helpers/{name}.py.j2")[0] for name in sorted(wanted)]
+    texts += ["\n".join(lines) for lines in printer.functions]
     return "\n\n".join(text.strip() + "\n" for text in texts)
 
 

@@ -12,6 +12,7 @@ from fusile.backends.framework.code import call, layout, name
 from fusile.backends.framework.common import Framework, Printer
 from fusile.backends.framework.emit import EmitReport
 from fusile.backends.framework.site import Site
+from fusile.backends.framework.keras_words import KerasWords
 from fusile.backends.framework.source import signature
 from fusile.graph.layout import channels_last
 from fusile.graph.recognise import recognise
@@ -49,12 +50,14 @@ FRAMEWORK = Framework(
     reshape=keras_rows.reshape_to,
     cast=keras_rows.cast_to,
     scalar=keras_rows.cast_to,
+    words=KerasWords,
     reserved=em.reserved("keras", RESERVED),
     attributes=ATTRIBUTES,
 )
 _NEEDS = {
     "resize_run": ("resize_axis",),
     "scatter_elements": ("scatter_product",),
+    "put": ("scatter_product",),
     "lstm": ("steps", "by_name"),
     "gru": ("steps", "by_name"),
     "rnn": ("steps", "by_name"),
@@ -83,7 +86,7 @@ def source(printer: Printer) -> str:
     body = printer.body.lines(8)
     layers = em.layer_lines(printer, 8)
     names = [var.hint for var in printer.arguments]
-    helpers = em.helper_sources(FRAMEWORK, list(printer.helpers), _NEEDS)
+    helpers = em.helper_sources(FRAMEWORK, printer, _NEEDS)
     text = "\n".join([*body, *layers, helpers])
     tables = {
         table.lower(): em.table(table, role, printer)

@@ -12,6 +12,7 @@ from fusile.backends.framework.code import Name
 from fusile.backends.framework.common import Framework, Printer
 from fusile.backends.framework.emit import EmitReport
 from fusile.backends.framework.site import Site
+from fusile.backends.framework.torch_words import TorchWords
 from fusile.backends.framework.source import signature
 from fusile.graph.recognise import recognise
 from fusile.graph.tensors import weights
@@ -39,6 +40,7 @@ FRAMEWORK = Framework(
     reshape=lambda x, shape: x.method("reshape", *shape),
     cast=torch_rows.cast_to,
     scalar=lambda size, kind: size,
+    words=TorchWords,
     reserved=em.reserved("torch", RESERVED),
     attributes=ATTRIBUTES,
 )
@@ -67,7 +69,7 @@ def source(printer: Printer) -> str:
     answer = "Tensor" if count == 1 else f"tuple[{', '.join(['Tensor'] * count)}]"
     answer = answer if len(answer) <= 60 else "tuple[Tensor, ...]"
     arguments = ["self", *(f"{name}: Tensor" for name in names)]
-    helpers = em.helper_sources(FRAMEWORK, list(printer.helpers), _NEEDS)
+    helpers = em.helper_sources(FRAMEWORK, printer, _NEEDS)
     text = "\n".join([*body, *layers, helpers])
     tables = {
         name.lower(): em.table(name, role, printer)
