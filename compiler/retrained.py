@@ -29,7 +29,7 @@ from fusile.graph.cleanup import clean_up
 from fusile.graph.recognise import recognise
 from fusile.graph.tensors import Weight, weights
 from fusile.options import Options
-from fusile.passes.to_tensor import infer
+from fusile.backends.framework.shapes import fill_in
 
 _COUNTERS = "num_batches_tracked"
 """A module's own statistics that no graph has."""
@@ -72,7 +72,7 @@ def _known(source: Any, options: Options) -> Mapping[str, Weight]:
     model = frontend.load(source, dims=dict(options.dims))
     frontend.expand(model, lambda domain, op_type: domain in ("", "fusile") and op_type in rows)
     clean_up(model)
-    infer(model)
+    fill_in(model)
     recognise(model)
     return weights(model)
 

@@ -25,7 +25,7 @@ MOST_KNOWN = 256
 MOST_CONSTANT = 1024
 """Integer constants up to this many elements belong to the structure of a model; larger ones are weights."""
 
-__all__ = ["attributes_of", "defined", "infer", "lower", "parse_dim"]
+__all__ = ["defined", "infer", "lower", "parse_dim"]
 
 
 def defined(domain: str, name: str) -> bool:
@@ -154,7 +154,7 @@ class _Lowering:
             return  # downstream of a gap that is already listed
         self.ctx.site = str(node.name)
         try:
-            results = call(definition, self.ctx, inputs, attributes_of(node), len(node.outputs))
+            results = call(definition, self.ctx, inputs, _attributes(node), len(node.outputs))
         except Unsupported as e:
             self.gaps.append(Gap(*where, e.reason, e.way_out))
             return
@@ -192,8 +192,7 @@ def _copy(t: Tensor, name: str) -> Tensor:
     return out
 
 
-def attributes_of(node: ir.Node) -> dict[str, Any]:
-    """The attributes of a node as definitions take them."""
+def _attributes(node: ir.Node) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, a in node.attributes.items():
         if a.is_ref():

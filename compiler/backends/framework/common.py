@@ -40,6 +40,21 @@ _LONGEST = 56
 """Characters of an attribute's name, of which the end tells more."""
 
 
+class Listed(Exception):
+    """The gaps inside a node's graph are listed already."""
+
+
+def captured(graph: ir.Graph) -> list[ir.Value]:
+    """The values around a graph that its nodes, or graphs inside them, read; constants left out."""
+    inside = {graph, *graph.subgraphs()}
+    found: dict[ir.Value, None] = {}
+    read = [v for node in graph.all_nodes() for v in node.inputs]
+    for value in [*read, *(v for g in inside for v in g.outputs)]:
+        if value is not None and not value.is_initializer() and value.graph not in inside:
+            found[value] = None
+    return list(found)
+
+
 def no_form(node: ir.Node, framework: str) -> tuple[str, str]:
     """Why an operator without a row cannot be written as source of a framework, and a way out."""
     reason = f"the {framework} source has no form of this operator yet"
@@ -72,6 +87,14 @@ class Layer:
     constructor: Code
     build: Code | None = None
     assign: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A graph inside a node as a method of the module: what calls it, and what it is given from around."""
+
+    function: Code
+    given: tuple[Code, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +148,8 @@ class Printer:
     _opaque: dict[str, tuple[ir.Value, int]] = field(default_factory=dict)
     _prefix: tuple[str, ...] = ()
     gaps: list[Gap] = field(default_factory=list)
+    methods: list[tuple[str, Body, str]] = field(default_factory=list)
+    """Name, body and docstring of the methods beside the forward function."""
     functions: list[list[str]] = field(default_factory=list)
     """The lines of the functions that stand before the module."""
     _printed: dict[tuple[str, ...], str] = field(default_factory=dict)
@@ -174,6 +199,8 @@ class Printer:
             return  # downstream of a gap that is listed already
         try:
             answer = self._answer(self.site(self, node))
+        except Listed:
+            return
         except Refusal as refusal:
             opset = file_opset(self.model, node.domain)
             where = (node.op_type, node.domain, str(node.name or ""), opset)
@@ -205,6 +232,10 @@ class Printer:
                     return program(site)
             raise
 
+    def names(self) -> frozenset[str]:
+        """Names of functions of the file."""
+        return frozenset(self._function_names)
+
     def function_name(self, hint: str) -> str:
         """A free name for a function of the file."""
         return identifier(hint, self._function_names)
@@ -219,6 +250,45 @@ class Printer:
         made = self._printed[key] = self.function_name(hint)
         self.functions += [*([list(before)] if before else []), lines(made)]
         return name(made)
+
+    # ---- graphs inside nodes ---------------------------------------------------------------------
+
+    def inlined(self, graph: ir.Graph) -> list[Code]:
+        """The outputs of a graph that is always taken, its nodes printed where they stand."""
+        self._nodes(graph)
+        return [self.tensor(value) for value in graph.outputs]
+
+    def _nodes(self, graph: ir.Graph) -> None:
+        before = len(self.gaps)
+        for node in graph:
+            self._node(node)
+        if len(self.gaps) > before:
+            raise Listed
+
+    def method(self, graph: ir.Graph, hint: str, single: bool = False) -> Method:
+        """Print a graph as a method. It answers a tuple, or with `single` its only output."""
+        outer = captured(graph)
+        held = {v: self.host(v) for v in outer}
+        known = {v: array for v, array in held.items() if array is not None and array.is_constant}
+        outer = [v for v in outer if v not in known]
+        given = tuple(self.tensor(v) for v in outer)
+        names = set(self.framework.reserved) | {"self"}
+        formals = [*graph.inputs, *outer]
+        variables = [Var(identifier(short_path(str(v.name)), names), fixed=True) for v in formals]
+        title = self.attribute(hint)
+        kept = (self.body, self._known, self._input_dims, self._dim_vars, self._opaque, self.arguments)
+        self.body = Body(tuple(variables), self.framework.reserved)
+        self._known = {**known, **{v: Name(var) for v, var in zip(formals, variables, strict=True)}}
+        self._input_dims, self._dim_vars, self._opaque, self.arguments = {}, {}, {}, variables
+        self._function_names |= {var.hint for var in variables}
+        try:
+            self._nodes(graph)
+            results = tuple(self.tensor(value) for value in graph.outputs)
+            self.body.result = results[0] if single else code(results)
+            self.methods.append((title, self.body, f"A graph inside of the model: {title}."))
+        finally:
+            self.body, self._known, self._input_dims, self._dim_vars, self._opaque, self.arguments = kept
+        return Method(name(f"self.{title}"), given)
 
     def _shape(self, node: ir.Node) -> list[HostArray] | None:
         """The sizes of a value; a channels-last value lists them in the order of `perm`."""

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from fusile.backends.framework import weights as wf
 from fusile.backends.framework.code import Code, Plain, call, layout, literal
 from fusile.backends.framework.common import Framework, Place, Printer, stored_axes
+from fusile.backends.framework.source import signature
 from fusile.errors import UsageError
 from fusile.graph.tensors import Role, Weight
 
@@ -174,6 +175,18 @@ def layer_lines(printer: Printer, indent: int) -> list[str]:
     for layer in printer.layers:
         before = f"self.{layer.attribute} = " if layer.assign else ""
         out += layout(before, layer.constructor, "", indent, {})
+    return out
+
+
+def method_lines(printer: Printer) -> list[str]:
+    """The methods that graphs inside nodes became, each after an empty line."""
+    words = printer.framework.words()
+    out: list[str] = []
+    for title, body, doc in printer.methods:
+        body.reserved |= printer.names()
+        typed = ["self", *(words.parameter(var.hint, var.tensor) for var in body.arguments)]
+        out += ["", *signature(f"def {title}", typed, words.answer("tuple"), 4)]
+        out += [f'        """{doc}"""', *body.lines(8)]
     return out
 
 

@@ -10,6 +10,7 @@ from fusile.backends.framework import emit as em
 from fusile.backends.framework import keras_layers, keras_moves, keras_recurrent, keras_rows
 from fusile.backends.framework.code import call, layout, name
 from fusile.backends.framework.common import Framework, Printer
+from fusile.backends.framework.control import CONTROL
 from fusile.backends.framework.emit import EmitReport
 from fusile.backends.framework.site import Site
 from fusile.backends.framework.keras_words import KerasWords
@@ -41,7 +42,7 @@ ATTRIBUTES = frozenset(
 )
 FRAMEWORK = Framework(
     name="keras",
-    rows={**keras_rows.ROWS, **keras_moves.MOVES, **keras_layers.LAYERS, **keras_recurrent.RECURRENT},
+    rows={**CONTROL, **keras_rows.ROWS, **keras_moves.MOVES, **keras_layers.LAYERS, **keras_recurrent.RECURRENT},
     size=lambda x, axis: call("ops.shape", x)[axis],
     sizes=lambda x: call("ops.shape", x),
     constant=keras_moves.constant,
@@ -84,10 +85,11 @@ def emit(model: ir.Model, folder: Path, options: Options | None = None) -> EmitR
 def source(printer: Printer) -> str:
     """The text of model.py."""
     body = printer.body.lines(8)
+    methods = em.method_lines(printer)
     layers = em.layer_lines(printer, 8)
     names = [var.hint for var in printer.arguments]
     helpers = em.helper_sources(FRAMEWORK, printer, _NEEDS)
-    text = "\n".join([*body, *layers, helpers])
+    text = "\n".join([*body, *methods, *layers, helpers])
     tables = {
         table.lower(): em.table(table, role, printer)
         for table, role in (("PARAMETERS", "param"), ("BUFFERS", "buffer"), ("CONSTANTS", "constant"))
@@ -119,6 +121,7 @@ def source(printer: Printer) -> str:
             ),
             "doc": em.forward_doc(printer),
             "body": body,
+            "methods": methods,
         },
     )
 

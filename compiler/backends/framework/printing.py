@@ -15,7 +15,7 @@ from fusile.ir import expr as ex
 from fusile.ir.tensor import Tensor, as_shape
 from fusile.ir.types import BY_CODE
 from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsupported, call
-from fusile.passes.to_tensor import attributes_of, defined, parse_dim
+from fusile.passes.to_tensor import _attributes, defined, parse_dim
 
 
 def program(n: Site) -> Sequence[Code | None]:
@@ -27,7 +27,7 @@ def program(n: Site) -> Sequence[Code | None]:
     ctx = Context(str(node.name or node.op_type))
     try:
         definition = OPERATORS[node.domain, node.op_type]
-        results = call(definition, ctx, inputs, attributes_of(node), len(node.outputs))
+        results = call(definition, ctx, inputs, _attributes(node), len(node.outputs))
     except Unsupported as refused:
         raise Refusal(refused.reason, refused.way_out) from None
     except (Malformed, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:

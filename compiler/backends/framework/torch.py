@@ -10,6 +10,7 @@ from fusile.backends.framework import emit as em
 from fusile.backends.framework import torch_layers, torch_moves, torch_recurrent, torch_rows
 from fusile.backends.framework.code import Name
 from fusile.backends.framework.common import Framework, Printer
+from fusile.backends.framework.control import CONTROL
 from fusile.backends.framework.emit import EmitReport
 from fusile.backends.framework.site import Site
 from fusile.backends.framework.torch_words import TorchWords
@@ -31,7 +32,7 @@ ATTRIBUTES = frozenset(
 )
 FRAMEWORK = Framework(
     name="torch",
-    rows={**torch_rows.ROWS, **torch_moves.MOVES, **torch_layers.LAYERS, **torch_recurrent.RECURRENT},
+    rows={**CONTROL, **torch_rows.ROWS, **torch_moves.MOVES, **torch_layers.LAYERS, **torch_recurrent.RECURRENT},
     size=lambda x, axis: x.attribute("shape")[axis],
     sizes=lambda x: x.attribute("shape"),
     constant=torch_moves.constant,
@@ -63,6 +64,7 @@ def emit(model: ir.Model, folder: Path, options: Options | None = None) -> EmitR
 def source(printer: Printer) -> str:
     """The text of model.py."""
     body = printer.body.lines(8)
+    methods = em.method_lines(printer)
     layers = em.layer_lines(printer, 8)
     names = [var.hint for var in printer.arguments]
     count = len(printer.model.graph.outputs)
@@ -70,7 +72,7 @@ def source(printer: Printer) -> str:
     answer = answer if len(answer) <= 60 else "tuple[Tensor, ...]"
     arguments = ["self", *(f"{name}: Tensor" for name in names)]
     helpers = em.helper_sources(FRAMEWORK, printer, _NEEDS)
-    text = "\n".join([*body, *layers, helpers])
+    text = "\n".join([*body, *methods, *layers, helpers])
     tables = {
         name.lower(): em.table(name, role, printer)
         for name, role in (("PARAMETERS", "param"), ("BUFFERS", "buffer"), ("CONSTANTS", "constant"))
@@ -90,6 +92,7 @@ def source(printer: Printer) -> str:
             "signature": signature("def forward", arguments, f" -> {answer}:", 4),
             "doc": em.forward_doc(printer),
             "body": body,
+            "methods": methods,
         },
     )
 
