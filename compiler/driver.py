@@ -124,14 +124,21 @@ def tensor_program(
     strict.check_program("to_tensor", None, program)
     trace.text("program", lambda: program_text(program))
     trace.program = program
-    settings = Settings(options, target, trace.log)
-    for name, step in PIPELINES[options.opt_level]:
+    program, trace.groups = _grouped(program, Settings(options, target, trace.log), trace.text)
+    return program, trace.groups
+
+
+def _grouped(
+    program: Program, settings: Settings, text: Callable[[str, Callable[[], str]], None]
+) -> tuple[Program, list[Group]]:
+    """A tensor program after its pipeline, in groups. `text` receives the levels."""
+    for name, step in PIPELINES[settings.options.opt_level]:
         before, program = program, step(program, settings)
         strict.check_program(name, before, program)
-        trace.text(name, lambda p=program: program_text(p))  # type: ignore[misc]
-    trace.groups = fuse.group(program, trace.log, settings.same)
-    trace.text("groups", lambda: fuse.groups_text(trace.groups))
-    return program, trace.groups
+        text(name, lambda p=program: program_text(p))  # type: ignore[misc]
+    groups = fuse.group(program, settings.log, settings.same)
+    text("groups", lambda: fuse.groups_text(groups))
+    return program, groups
 
 
 def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Plan:
@@ -140,6 +147,7 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
     kernels: list[tuple[Kernel, Kernel]] = []
     printable = scalars.capabilities(target)
 
+    settings = Settings(options, target, trace.log)
     outside = {t.name for t in (*program.inputs, *program.outputs)}
 
     def own(b: Buffer) -> bool:
@@ -158,7 +166,13 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
             made.append(Variant(guard, fast, arguments(fast)))
         return tuple(made)
 
-    made = build_plan(program, groups, lowered)
+    def inner(within: Program, makes: frozenset[int]) -> Plan:
+        """The plan of a branch or of a loop's body, which goes the same road."""
+        within, parts = _grouped(within, settings, lambda name, make: None)
+        outside.update(t.name for t in (*within.inputs, *within.outputs))
+        return build_plan(within, parts, lowered, inner, makes)
+
+    made = build_plan(program, groups, lowered, inner)
     strict.check_plan(program, made)
     trace.text("loops", lambda: "\n".join(kernel_text(n) for n, _ in kernels))
     trace.text("schedule", lambda: "\n".join(kernel_text(f) for _, f in kernels))

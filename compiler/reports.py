@@ -15,7 +15,7 @@ from fusile.ir import index as ix
 from fusile.ir.expr import Dim, Expr, const, nodes, substitute
 from fusile.ir.loops import Kernel, written
 from fusile.ir.plan import Call, Plan
-from fusile.ir.tensor import Compute, Program, Scan, Scatter, Stage, Tensor
+from fusile.ir.tensor import Branch, Compute, Loop, Program, Scan, Scatter, Stage, Tensor
 from fusile.ir.types import BY_CODE, storage_bytes
 from fusile.loading import Loaded
 from fusile.options import Options
@@ -143,6 +143,12 @@ def _flops(stage: Stage) -> int | None:
             return None if steps is None or inner is None else steps * inner
         case Scatter():
             return 0
+        case Branch():
+            return max((flops(b.program.stages) or 0 for b in stage.bodies), default=0)
+        case Loop():
+            bound = None if stage.trip is None else ix.number(stage.trip)
+            inner = flops(stage.body.program.stages)
+            return None if bound is None or inner is None else bound * inner
 
 
 def _total(amounts: Iterable[int | None]) -> int | None:

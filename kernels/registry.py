@@ -14,10 +14,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fusile.ir.expr import Const, Expr, apply, as_expr, cast, const, dim
-from fusile.ir.tensor import DimDefinition, Requirement, Tensor
+from fusile.ir.tensor import Body, DimDefinition, Requirement, Tensor
 from fusile.ir.types import I64
 
 
@@ -54,6 +54,27 @@ class Malformed(Exception):
     """
 
 
+class Subgraph(Protocol):
+    """A graph that is an attribute of a node."""
+
+    @property
+    def inputs(self) -> int:
+        """The number of its inputs."""
+        ...
+
+    def inline(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Its outputs, made of stages of the program around it."""
+        ...
+
+    def trace(
+        self, states: Sequence[Tensor], inputs: Callable[[Callable[[Tensor], Tensor]], Sequence[Tensor]]
+    ) -> Body:
+        """A program of its own. `states` become the program's first inputs; `inputs(outer)` answers what the
+        graph's inputs are, made of them and of outer tensors, which `outer` brings inside.
+        """
+        ...
+
+
 @dataclass(slots=True)
 class Context:
     """What a definition may ask of the program under construction. `site` is the ONNX node's name."""
@@ -62,6 +83,7 @@ class Context:
     dim_definitions: list[DimDefinition] = field(default_factory=list)
     requirements: list[Requirement] = field(default_factory=list)
     runtime: dict[Tensor, tuple[Expr, ...]] = field(default_factory=dict)
+    assumed: dict[str, bool] = field(default_factory=dict)
 
     def size(self, value: Expr, hint: str = "n") -> Expr:
         """A size known only when run: a new symbolic dim defined as `value` (which may load tensors).
@@ -71,6 +93,12 @@ class Context:
         made = dim(f"{hint}_{self.site}_{len(self.dim_definitions)}")
         self.dim_definitions.append(DimDefinition(made, value, self.site))
         return made
+
+    def assume(self, condition: Expr) -> bool:
+        """Whether a condition on dims is taken to hold, where the ranks of what follows depend on it. Both
+        are tried, and one is kept if the rest of the model has no meaning otherwise.
+        """
+        return self.assumed.setdefault(self.site, True)
 
     def require(self, condition: Expr, reason: str) -> None:
         """Check a condition on dims when run. Raises Malformed at once where it is known to be false."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from fusile.errors import RunError
 from fusile.ir.expr import Apply, Axis, Const, Dim, Expr, Guard, Load, Reduce, free
-from fusile.ir.tensor import Compute, Program, Scan, Scatter, Stage, Tensor
+from fusile.ir.tensor import Branch, Compute, Loop, Program, Scan, Scatter, Stage, Tensor
 from fusile.ir.types import BOOL, F32, F64, DType, numpy_dtype
 
 Array = np.ndarray
@@ -143,10 +143,15 @@ def evaluate(e: Expr, env: Environment, read: Callable[[Load, list[Any]], Any]) 
 _REDUCERS: dict[str, Callable[..., Array]] = {"sum": np.sum, "prod": np.prod, "max": np.max, "min": np.min}
 
 
-class Interpreter:
-    """Runs the stages of a program on numpy arrays, one after another."""
+Within = Callable[[Program, Sequence[Array], Mapping[Expr, Any]], list[Array]]
+"""Runs a program within a program on its inputs and its parameters."""
 
-    def __init__(self, dims: Mapping[Expr, int]) -> None:
+
+class Interpreter:
+    """Runs the stages of a program on numpy arrays, one after another; `within` runs the programs in them."""
+
+    def __init__(self, dims: Mapping[Expr, int], within: Within | None = None) -> None:
+        self.within: Within = within or run_program
         self.dims: Environment = dict(dims)
         self.arrays: dict[Tensor, Array] = {}
         self.fixed: Environment = {}
@@ -190,6 +195,10 @@ class Interpreter:
                 self._scatter(stage)
             case Scan():
                 self._scan(stage)
+            case Branch():
+                self._branch(stage)
+            case Loop():
+                self._loop(stage)
 
     def _compute(self, stage: Compute) -> Array:
         r = stage.reduction
@@ -258,6 +267,46 @@ class Interpreter:
         for outer, c in stage.finals:
             self.arrays[outer] = state[[x.now for x in stage.carried].index(c.now)]
 
+    def _branch(self, stage: Branch) -> None:
+        chosen = stage.then if self.grid_of(stage.condition).ravel()[0] else stage.other
+        results = self.within(chosen.program, [self.grid_of(t) for t in chosen.captured], self.dims)
+        self._bind(stage, results)
+
+    def _loop(self, stage: Loop) -> None:
+        states = [self.grid_of(t) for t in stage.initial]
+        captured = [self.grid_of(t) for t in stage.body.captured]
+        trip = math.inf if stage.trip is None else self.size(stage.trip)
+        going = stage.start is None or bool(self.grid_of(stage.start).ravel()[0])
+        rows: list[list[Array]] = [[] for _ in stage.collected]
+        steps = 0
+        while going and steps < trip:
+            steps += 1
+            inside: Environment = {**self.dims, stage.step: steps}
+            inside.update((d, states[k].shape[a]) for d, k, a in stage.moving)
+            answers = self.within(stage.body.program, [*states, *captured], inside)
+            if stage.conditional:
+                going, answers = bool(answers[0].ravel()[0]), answers[1:]
+            states, new = answers[: len(states)], answers[len(states) :]
+            for held, a in zip(rows, new, strict=True):
+                held.append(a)
+        if any(len({a.shape for a in held}) > 1 for held in rows):
+            raise RunError("what a loop collects changes its shape", node=stage.origin)
+        stacked = [
+            np.stack(held) if held else np.zeros([0] * t.rank, numpy_dtype(t.dtype))
+            for held, t in zip(rows, stage.collected, strict=True)
+        ]
+        self._bind(stage, [*states, *stacked])
+
+    def _bind(self, stage: Branch | Loop, results: Sequence[Array]) -> None:
+        """Results, and the sizes that the stage finds out."""
+        sizes: dict[Expr, int] = {}
+        for t, a in zip(stage.outs, results, strict=False):
+            known = [self.size(e) if e not in stage.defines else n for e, n in zip(t.shape, a.shape)]
+            self.arrays[t] = a if a.size else a.reshape(known)
+            sizes.update({e: n for e, n in zip(t.shape, a.shape, strict=True) if e in stage.defines})
+        if stage.sizes is not None:
+            self.arrays[stage.sizes] = np.array([sizes[d] for d in stage.defines], np.int64)
+
     def grid_of(self, t: Tensor) -> Array:
         if t not in self.arrays:
             self.arrays[t] = np.asarray(t.data()) if t.data is not None else self._run_and_get(t)
@@ -304,9 +353,12 @@ def bind_sizes(inputs: Sequence[Tensor], feeds: Sequence[Array]) -> dict[Expr, i
     return dims
 
 
-def run_program(program: Program, feeds: Sequence[Array]) -> list[Array]:
-    """The outputs of a program on numpy inputs, in order."""
-    machine = Interpreter(bind_dims(program, feeds))
+def run_program(
+    program: Program, feeds: Sequence[Array], given: Mapping[Expr, Any] | None = None
+) -> list[Array]:
+    """The outputs of a program on numpy inputs, in order; `given` are its parameters."""
+    dims: dict[Expr, Any] = {d: np.int64((given or {})[d]) for d in program.parameters}
+    machine = Interpreter(dims or bind_dims(program, feeds))
     machine.arrays.update(zip(program.inputs, feeds, strict=True))
     for d in program.dim_definitions:
         machine.dims[d.dim] = np.int64(machine.size(d.value))

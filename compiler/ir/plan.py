@@ -5,6 +5,7 @@
     Check    condition          a requirement on sizes; the run fails with the node's name where it does
                                 not hold
     Call     variants           the first kernel whose guard holds (the last has none), on its tensors
+    Control  stage, plans       a branch or a loop: the plans of its bodies, run as the stage says
 
 Memory is said per tensor by a Place: an input, an output, packed weights, the arena, or a temporary made
 when its size is known.
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from fusile.ir.expr import Const, Dim, Expr, as_expr
 from fusile.ir.loops import Buffer, Kernel, kernel_text
 from fusile.ir.names import Names, comment, expr_text, plain
-from fusile.ir.tensor import Tensor
+from fusile.ir.tensor import Branch, Loop, Tensor
 from fusile.ir.text import tensor_text
 
 
@@ -69,7 +70,19 @@ class Call:
     release: tuple[Tensor, ...] = ()
 
 
-Step = Define | Check | Call
+@dataclass(frozen=True, eq=False, slots=True)
+class Control:
+    """Run the plans of a branch's or a loop's bodies. `fresh` and `release` are as of a call; results of
+    which the stage finds out the size come with memory that a body has made.
+    """
+
+    stage: Branch | Loop
+    plans: tuple[Plan, ...]
+    fresh: tuple[Tensor, ...] = ()
+    release: tuple[Tensor, ...] = ()
+
+
+Step = Define | Check | Call | Control
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -87,6 +100,9 @@ class PrepareStep:
 class Plan:
     """`symbols` are the dims that inputs bind, in order; `weights` the packed block: tensors at offsets,
     `weights_bytes` long.
+
+    A plan within another is given its symbols, shares the weights of the whole, and makes the memory of the
+    outputs that `makes` numbers.
     """
 
     name: str
@@ -99,10 +115,20 @@ class Plan:
     arena: Expr
     weights_bytes: int
     prepare: tuple[PrepareStep, ...]
+    makes: frozenset[int] = frozenset()
+
+    def own_kernels(self) -> list[Kernel]:
+        """Every kernel that the steps themselves call, in order, each once."""
+        return list(dict.fromkeys(v.kernel for s in self.steps if isinstance(s, Call) for v in s.variants))
 
     def kernels(self) -> list[Kernel]:
-        """Every kernel of the run, in order, each once."""
-        return list(dict.fromkeys(v.kernel for s in self.steps if isinstance(s, Call) for v in s.variants))
+        """Every kernel of the run, those of plans within it included, each once."""
+        inner = [k for p in self.inner() for k in p.kernels()]
+        return list(dict.fromkeys([*self.own_kernels(), *inner]))
+
+    def inner(self) -> list[Plan]:
+        """The plans within this one."""
+        return [p for s in self.steps if isinstance(s, Control) for p in s.plans]
 
     def prepare_kernels(self) -> list[Kernel]:
         return list(dict.fromkeys(v.kernel for p in self.prepare for c in p.calls for v in c.variants))
@@ -145,6 +171,8 @@ def plan_text(plan: Plan, with_kernels: bool = False) -> str:
                 lines.append(f"  check {expr_text(s.condition, names)}    # {why}")
             case Call():
                 lines += _call_text(s, "  ", placed, names)
+            case Control():
+                lines += _control_text(s, placed)
     if with_kernels:
         lines += [kernel_text(k) for k in plan.kernels()]
     return "\n".join(lines) + "\n"
@@ -156,6 +184,16 @@ def _call_text(c: Call, indent: str, placed: Callable[[Tensor], str], names: Nam
         when = f"when {expr_text(v.guard, names)}: " if v.guard is not None else ""
         lines.append(f"{indent}{when}{v.kernel.name}({', '.join(map(placed, v.arguments))})")
     return [*lines, *(f"{indent}release {placed(t)}" for t in c.release)]
+
+
+def _control_text(s: Control, placed: Callable[[Tensor], str]) -> list[str]:
+    lines = [f"  make {placed(t)}" for t in s.fresh]
+    word = "branch" if isinstance(s.stage, Branch) else "loop"
+    lines.append(f"  {word} to {', '.join(placed(t) for t in s.stage.outs)}")
+    for body, plan in zip(s.stage.bodies, s.plans, strict=True):
+        lines.append(f"    given {', '.join(placed(t) for t in (*s.stage.given, *body.captured))}")
+        lines += [f"    {line}" for line in plan_text(plan).splitlines()]
+    return [*lines, *(f"  release {placed(t)}" for t in s.release)]
 
 
 def written_buffers(kernel: Kernel) -> set[Buffer]:

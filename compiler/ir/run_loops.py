@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from fusile.errors import InternalError, RunError
+from fusile.ir.control import made_late
 from fusile.ir.expr import Apply, Axis, Const, Dim, Expr, Guard, Load
-from fusile.ir.interpret import NUMPY, Array, bind_sizes, cast_array, evaluate
+from fusile.ir.interpret import NUMPY, Array, Interpreter, bind_sizes, cast_array, evaluate
 from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Kind, Stmt, Store
-from fusile.ir.plan import Call, Check, Define, Place, Plan, PrepareStep
-from fusile.ir.tensor import Tensor
+from fusile.ir.plan import Call, Check, Control, Define, Place, Plan, PrepareStep
+from fusile.ir.tensor import Tensor, stage_reads
 from fusile.ir.types import BOOL, F32, F64, I64, DType, numpy_dtype, storage_bytes
 
 FRESH_BYTE = 0xFF
@@ -408,6 +409,28 @@ class _Host:
                     for t in s.release:
                         place = self.plan.places[t]
                         del self.blocks[place.kind, place.number]
+                case Control():
+                    self._control(s)
+
+    def _control(self, s: Control) -> None:
+        """A branch or a loop as the interpreter of programs runs it, with plans for its bodies."""
+        plans = {id(b.program): p for b, p in zip(s.stage.bodies, s.plans, strict=True)}
+        machine = Interpreter(self.dims, lambda p, feeds, given: _run_inner(plans[id(p)], feeds, given, self))
+        for t in stage_reads(s.stage):
+            machine.arrays[t] = self.view(t).copy()
+        machine.run(s.stage)
+        for t in s.fresh:
+            place = self.plan.places[t]
+            self.blocks[place.kind, place.number] = _block(self.bytes_of(t))
+        for t in s.stage.outs:
+            place = self.plan.places[t]
+            if made_late(t):
+                self.blocks[place.kind, place.number] = _as_bytes(machine.arrays[t], t)
+            else:
+                self.view(t)[...] = machine.arrays[t]
+        for t in s.release:
+            place = self.plan.places[t]
+            del self.blocks[place.kind, place.number]
 
 
 def _as_buffer(a: Array, b: Buffer) -> Array:
@@ -436,6 +459,18 @@ def run_plan(plan: Plan, feeds: Sequence[Array]) -> list[Array]:
     host.blocks["weights", 0] = _block(plan.weights_bytes)
     for p in plan.prepare:
         host.prepare(p)
+    return _run(host, feeds)
+
+
+def _run_inner(plan: Plan, feeds: Sequence[Array], given: Mapping[Expr, Any], around: _Host) -> list[Array]:
+    """A plan within a plan, on the weights of the whole."""
+    host = _Host(plan, {d: int(given[d]) for d in plan.symbols})
+    host.blocks["weights", 0] = around.blocks["weights", 0]
+    return _run(host, feeds)
+
+
+def _run(host: _Host, feeds: Sequence[Array]) -> list[Array]:
+    plan = host.plan
     for k, (t, a) in enumerate(zip(plan.inputs, feeds, strict=True)):
         host.blocks["input", k] = _as_bytes(a, t)
     early = dict(host.dims)
@@ -446,7 +481,7 @@ def run_plan(plan: Plan, feeds: Sequence[Array]) -> list[Array]:
     late = {
         plan.places[t].number
         for s in plan.steps
-        if isinstance(s, Call)
+        if isinstance(s, (Call, Control))
         for t in s.fresh
         if plan.places[t].kind == "output"
     }

@@ -1,11 +1,12 @@
 """The tensor program: meaning without an order.
 
-A program is a list of stages; each defines one tensor (or, for a scan, several) from others. Three kinds of
-stage:
+A program is a list of stages; each defines one tensor (or several) from others. The kinds of stage:
 
     Compute   T[i, j] = expression, or T[i, j] = sum(k) expression      (`compute`, `reduce_sum`, …)
-    Scan      a small program repeated along time, with carried state   (`scan`)
+    Scan      a few stages repeated along time, with carried state      (`scan`)
     Scatter   T = initial; for u in updates: T[index(u)] op= value(u)   (`scatter`)
+    Branch    one of two programs, chosen when run                      (`control.branch`)
+    Loop      a program repeated while a condition holds                (`control.loop`)
 
 Extents are integers or symbolic expressions. A size that is known only when the model runs is a Dim with a
 definition in `Program.dim_definitions`. The functions here are the language in which `fusile.kernels` defines
@@ -163,7 +164,96 @@ class Scatter:
         return (self.out,)
 
 
-Stage = Compute | Scan | Scatter
+@dataclass(frozen=True, eq=False, slots=True)
+class Body:
+    """A program within a stage. Its inputs are what the stage hands it, then what it reads from outside:
+    `captured[k]` is the outer tensor of the k-th last of them.
+    """
+
+    program: Program
+    captured: tuple[Tensor, ...]
+
+    @property
+    def own(self) -> tuple[Tensor, ...]:
+        """The inputs that the stage hands over."""
+        return self.program.inputs[: len(self.program.inputs) - len(self.captured)]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Branch:
+    """`results = then() if condition else other()`; `condition` has one element.
+
+    Sizes of results that are not known before are `defines`, and the stage writes them into `sizes`, in that
+    order.
+    """
+
+    condition: Tensor
+    then: Body
+    other: Body
+    results: tuple[Tensor, ...]
+    defines: tuple[Dim, ...] = ()
+    sizes: Tensor | None = None
+    origin: str = ""
+    op: str = ""
+
+    @property
+    def outs(self) -> tuple[Tensor, ...]:
+        return self.results if self.sizes is None else (*self.results, self.sizes)
+
+    @property
+    def bodies(self) -> tuple[Body, ...]:
+        return (self.then, self.other)
+
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        return (self.condition,)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Loop:
+    """`state = initial; while go and n < trip: n += 1; go, state, new = body(n, state); collected += [new]`
+
+    `step` is n within the body, from 1 on. `trip` None is no bound, `start` None is true. The body answers
+    the condition first where `conditional`, then the next states, then what is collected. `moving` are the
+    sizes of a state that may change from step to step: (dim within the body, state, dimension). `finals` are
+    the last states, `collected` have a leading dimension of the number of steps. Sizes that are not known
+    before are `defines`, and the stage writes them into `sizes`, in that order.
+    """
+
+    step: Dim
+    trip: Expr | None
+    start: Tensor | None
+    initial: tuple[Tensor, ...]
+    body: Body
+    conditional: bool
+    moving: tuple[tuple[Dim, int, int], ...]
+    finals: tuple[Tensor, ...]
+    collected: tuple[Tensor, ...]
+    defines: tuple[Dim, ...] = ()
+    sizes: Tensor | None = None
+    origin: str = ""
+    op: str = ""
+
+    @property
+    def outs(self) -> tuple[Tensor, ...]:
+        made = (*self.finals, *self.collected)
+        return made if self.sizes is None else (*made, self.sizes)
+
+    @property
+    def bodies(self) -> tuple[Body, ...]:
+        return (self.body,)
+
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        return self.initial if self.start is None else (self.start, *self.initial)
+
+    @property
+    def local(self) -> frozenset[Dim]:
+        """The sizes that only the body knows."""
+        return frozenset([self.step, *(d for d, _, _ in self.moving)])
+
+
+Stage = Compute | Scan | Scatter | Branch | Loop
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -192,7 +282,7 @@ class Requirement:
 @dataclass(frozen=True, eq=False, slots=True)
 class Program:
     """Stages in an order in which every tensor is defined before it is read, by a stage or by the definition
-    of a size that a stage mentions.
+    of a size that a stage mentions. `parameters` are sizes that the program is given beside its inputs.
     """
 
     name: str
@@ -202,6 +292,7 @@ class Program:
     stages: tuple[Stage, ...]
     dim_definitions: tuple[DimDefinition, ...] = ()
     requirements: tuple[Requirement, ...] = ()
+    parameters: tuple[Dim, ...] = ()
 
     def with_stages(self, stages: Iterable[Stage]) -> Program:
         return replace(self, stages=tuple(stages))
@@ -229,6 +320,8 @@ def stage_reads(stage: Stage) -> list[Tensor]:
                 found[c.initial] = None
             for s in stage.body:
                 scan_loads(s.body)
+        case Branch() | Loop():
+            found.update(dict.fromkeys((*stage.given, *(t for b in stage.bodies for t in b.captured))))
     return list(found)
 
 
@@ -245,6 +338,12 @@ def stage_sizes(stage: Stage) -> set[Dim]:
         case Scan():
             exprs.append(stage.time.extent)
             return _dims_in(exprs).union(*(stage_sizes(s) for s in stage.body))
+        case Branch():
+            return _dims_in(exprs).union(*(b.program.parameters for b in stage.bodies)) - {*stage.defines}
+        case Loop():
+            exprs += [] if stage.trip is None else [stage.trip]
+            own = stage.local.union(stage.defines)
+            return _dims_in(exprs).union(stage.body.program.parameters) - own
     return _dims_in(exprs)
 
 
@@ -502,11 +601,14 @@ def collect(outputs: Sequence[Tensor], definitions: Iterable[DimDefinition] = ()
 
 
 __all__ = [
+    "Body",
+    "Branch",
     "Carried",
     "Compute",
     "Const",
     "Dim",
     "DimDefinition",
+    "Loop",
     "Program",
     "Requirement",
     "Scan",

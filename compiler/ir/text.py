@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from fusile.ir.expr import Axis, Dim
 from fusile.ir.names import Names, comment, expr_parts, expr_text, plain
-from fusile.ir.tensor import Compute, Program, Scan, Scatter, Stage, Tensor
+from fusile.ir.tensor import Body, Branch, Compute, Loop, Program, Scan, Scatter, Stage, Tensor
 
 __all__ = ["expr_text", "program_text", "stage_text", "tensor_text"]
 
@@ -41,6 +41,10 @@ def stage_text(s: Stage, indent: str = "  ", names: Names | None = None) -> str:
             return _scatter_text(s, indent, inner)
         case Scan():
             return _scan_text(s, indent, inner)
+        case Branch():
+            return _branch_text(s, indent, outer)
+        case Loop():
+            return _loop_text(s, indent, outer)
 
 
 def _compute_text(s: Compute, indent: str, names: Names) -> str:
@@ -77,6 +81,31 @@ def _scan_text(s: Scan, indent: str, names: Names) -> str:
     return "\n".join(lines)
 
 
+def _branch_text(s: Branch, indent: str, names: Names) -> str:
+    made = ", ".join(tensor_text(t, names) for t in s.outs)
+    lines = [f"{indent}{made} ={_note(s.origin, s.op)}", f"{indent}if {names.of(s.condition)}:"]
+    lines += _body_text(s.then, indent, names)
+    return "\n".join([*lines, f"{indent}else:", *_body_text(s.other, indent, names)])
+
+
+def _loop_text(s: Loop, indent: str, names: Names) -> str:
+    made = ", ".join(tensor_text(t, names) for t in s.outs)
+    bound = "" if s.trip is None else f" up to {expr_text(s.trip, names)}"
+    start = "" if s.start is None else f" if {names.of(s.start)}"
+    states = ", ".join(names.of(t) for t in s.initial)
+    head = f"{indent}loop {names.of(s.step)}{bound}{start} from ({states}):"
+    return "\n".join([f"{indent}{made} ={_note(s.origin, s.op)}", head, *_body_text(s.body, indent, names)])
+
+
+def _body_text(body: Body, indent: str, names: Names) -> list[str]:
+    """A program within a stage; what it reads from outside keeps its name there."""
+    inner = names.inside()
+    lines = [f"{indent}  state {tensor_text(t, inner)}" for t in body.own]
+    for t, outside in zip(body.program.inputs[len(body.own) :], body.captured, strict=True):
+        lines.append(f"{indent}  {inner.of(t)} = {names.of(outside)}")
+    return [*lines, *(f"{indent}{line}" for line in _lines(body.program, inner))]
+
+
 def program_text(p: Program) -> str:
     """A whole tensor program."""
     names = Names()
@@ -84,12 +113,17 @@ def program_text(p: Program) -> str:
         names.of(symbol)
     for d in p.dim_definitions:
         names.of(d.dim)
-    lines = [f"program {plain(p.name)}:"]
-    lines += [f"  input {tensor_text(t, names)}" for t in p.inputs]
+    head = [f"program {plain(p.name)}:", *(f"  input {tensor_text(t, names)}" for t in p.inputs)]
+    return "\n".join([*head, *_lines(p, names)]) + "\n"
+
+
+def _lines(p: Program, names: Names) -> list[str]:
+    """Sizes, requirements, stages and outputs of a program."""
+    lines = []
     for d in p.dim_definitions:
         lines.append(f"  dim {names.of(d.dim)} = {expr_text(d.value, names)}    # {comment(d.origin)}")
     for r in p.requirements:
         lines.append(f"  require {expr_text(r.condition, names)}    # {comment(f'{r.origin}: {r.reason}')}")
     lines += [stage_text(s, names=names) for s in p.stages]
     lines += [f"  output {plain(n)} = {names.of(t)}" for n, t in zip(p.output_names, p.outputs, strict=True)]
-    return "\n".join(lines) + "\n"
+    return lines

@@ -12,8 +12,10 @@ from fusile.ir import index as ix
 from fusile.ir.expr import REDUCTIONS, Apply, Axis, Dim, Expr, Load, Reduce, free, loads
 from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Kind, Stmt, Store, stmt_exprs, walk, written
 from fusile.ir.tensor import (
+    Branch,
     Compute,
     Dependences,
+    Loop,
     Program,
     Scan,
     Scatter,
@@ -70,7 +72,7 @@ class _ProgramCheck:
         p = self.program
         if len(self.defined) != len(p.inputs):
             fail(self.where, "a tensor is an input twice")
-        self.dims |= {e for t in p.inputs for e in t.shape if isinstance(e, Dim)}
+        self.dims |= {*p.parameters, *(e for t in p.inputs for e in t.shape if isinstance(e, Dim))}
         for t in p.inputs:
             for e in t.shape:
                 check_size(e, self.dims, f"input {named(t.name)}")
@@ -124,6 +126,8 @@ class _ProgramCheck:
                 self._scatter(s, where)
             case Scan():
                 self._scan(s, where)
+            case Branch() | Loop():
+                self._control(s, where)
         for t in s.outs:
             if t in self.defined:
                 fail(where, f"{named(t.name)} is defined twice")
@@ -210,6 +214,29 @@ class _ProgramCheck:
             if c not in states:
                 fail(where, f"{named(outer.name)} is the last value of a state of another scan")
             _alike(outer, c.now, c.now.shape, where)
+
+    def _control(self, s: Branch | Loop, where: str) -> None:
+        for t in stage_reads(s):
+            self._read(t, where)
+        own: frozenset[Expr] = frozenset(s.local) if isinstance(s, Loop) else frozenset()
+        for body in s.bodies:
+            for d in body.program.parameters:
+                if d not in self.dims and d not in own:
+                    fail(where, f"a body needs the size {named(d.name)}, which is not known")
+            for inner, outer in zip(body.program.inputs[len(body.own) :], body.captured, strict=True):
+                _alike(inner, outer, outer.shape, where)
+            verify_program(body.program)
+        for t in s.outs:
+            for e in t.shape:
+                check_size(e, {*self.dims, *s.defines}, where)
+        if (s.sizes is None) != (not s.defines):
+            fail(where, "sizes that are found out have no place")
+        if isinstance(s, Loop):
+            given = len(s.body.own)
+            if given != len(s.initial) or given != len(s.finals):
+                fail(where, f"{len(s.initial)} states begin, {given} are handed over, {len(s.finals)} end")
+            if s.trip is not None:
+                check_size(s.trip, self.dims, where)
 
     def _inner(self, t: Tensor, inner: set[Tensor], reads: set[Tensor], where: str) -> None:
         """What a step hands on is its own, or known to be read from outside."""

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from fusile.ir.control import made_late
 from fusile.ir.expr import Dim, Expr, Load, free, loads
 from fusile.ir.interpret import evaluate
 from fusile.ir.loops import Buffer, Kernel, written
-from fusile.ir.plan import Call, Check, Define, Place, Plan, PrepareStep, Variant
+from fusile.ir.plan import Call, Check, Control, Define, Place, Plan, PrepareStep, Variant
 from fusile.ir.poly import number
-from fusile.ir.tensor import Tensor
+from fusile.ir.tensor import Loop, Tensor, stage_reads
 from fusile.ir.types import BOOL, storage_bytes, storage_of
 from fusile.ir.wellformed import check_expr, check_size, check_type, fail, named, same_size
 
@@ -45,12 +46,13 @@ class _Life:
 
 
 class _PlanCheck:
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, within: _PlanCheck | None = None) -> None:
         self.plan = plan
+        self.within = within
         self.where = f"plan {named(plan.name)}"
         self.dims: set[Expr] = set(plan.symbols)
         self.early: set[Expr] = set(plan.symbols)
-        self.filled: set[Place] = set()
+        self.filled: set[Place] = set() if within is None else {*within.weights}
         self.written_outputs: set[int] = set()
         self.live: set[Place] = set()
         self.lives: dict[Place, _Life] = {}
@@ -60,9 +62,10 @@ class _PlanCheck:
         for d in (x for t in p.inputs for e in t.shape for x in free(e)):
             if d not in self.early:
                 fail(self.where, f"the dimension {named(getattr(d, 'name', ''))} of an input has no value")
-        for k, step in enumerate(p.prepare):
-            self._prepare(step, f"{self.where}, prepare {k}")
-        self._weights()
+        if self.within is None:
+            for k, step in enumerate(p.prepare):
+                self._prepare(step, f"{self.where}, prepare {k}")
+            self._weights()
         for k, t in enumerate(p.inputs):
             place = p.places.get(t)
             if place is not None and place.kind == "input":
@@ -73,6 +76,11 @@ class _PlanCheck:
         self._steps()
         self._outputs()
         self._arena()
+
+    @property
+    def weights(self) -> set[Place]:
+        """The places of weights that are filled."""
+        return {place for place in self.filled if place.kind == "weights"}
 
     # ---- packing ---------------------------------------------------------------------------------
 
@@ -149,6 +157,8 @@ class _PlanCheck:
                     check_expr(s.condition, self.dims, f"{where}, check of {named(s.origin)}")
                 case Call():
                     self._call(s, n, where)
+                case Control():
+                    self._control(s, n, where)
 
     def _read(self, t: object, n: int, where: str) -> None:
         if not isinstance(t, Tensor):
@@ -169,13 +179,7 @@ class _PlanCheck:
     def _call(self, s: Call, n: int, where: str) -> None:
         where = f"{where} ({', '.join(v.kernel.name for v in s.variants)})"
         self._variants(s, where)
-        for t in s.fresh:
-            place = self._place(t, where, ("temp", "output"))
-            if place in self.live:
-                fail(where, f"{named(t.name)} is given memory twice")
-            for e in t.shape:
-                check_size(e, self.dims, where)
-            self.live.add(place)
+        self._fresh(s, where)
         filled: set[Place] = set()
         for v in s.variants:
             if v.guard is not None:
@@ -191,6 +195,38 @@ class _PlanCheck:
             filled |= self._arguments(v, n, where)
         self.filled |= filled
         self.written_outputs |= {p.number for p in filled if p.kind == "output"}
+        self._release(s, where)
+
+    def _control(self, s: Control, n: int, where: str) -> None:
+        for t in stage_reads(s.stage):
+            self._read(t, n, where)
+        self._fresh(s, where)
+        for t in s.stage.outs:
+            place = self._place(t, where, ("output", "arena", "temp"))
+            if made_late(t):
+                self.live.add(place)
+            self._used(t, n, where)
+            self.filled.add(place)
+            if place.kind == "output":
+                self.written_outputs.add(place.number)
+        own = s.stage.local if isinstance(s.stage, Loop) else frozenset()
+        for plan in s.plans:
+            for d in plan.symbols:
+                if d not in self.dims and d not in own:
+                    fail(where, f"a plan within needs the size {named(d.name)} too early")
+            _PlanCheck(plan, within=self).run()
+        self._release(s, where)
+
+    def _fresh(self, s: Call | Control, where: str) -> None:
+        for t in s.fresh:
+            place = self._place(t, where, ("temp", "output"))
+            if place in self.live:
+                fail(where, f"{named(t.name)} is given memory twice")
+            for e in t.shape:
+                check_size(e, self.dims, where)
+            self.live.add(place)
+
+    def _release(self, s: Call | Control, where: str) -> None:
         for t in s.release:
             place = self._place(t, where, ("temp",))
             if place not in self.live:

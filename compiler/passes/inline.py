@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Expr, Load, Reduce, free, reduce_over, substitute
-from fusile.ir.tensor import Compute, Program, Scan, Scatter, Stage, Tensor, stage_reads
+from fusile.ir.tensor import Branch, Compute, Loop, Program, Scan, Scatter, Stage, Tensor, stage_reads
 from fusile.passes import access
 
 CHEAP = 4
@@ -102,6 +102,8 @@ def rewrite_reads(stage: Stage, bodies: dict[Tensor, Compute]) -> Stage:
         return substitute(e, {}, read)
 
     match stage:
+        case Branch() | Loop():
+            return stage
         case Compute():
             return Compute(stage.out, stage.axes, change(stage.body), stage.origin, stage.op)
         case Scatter():
@@ -128,6 +130,8 @@ def refusal(stage: Compute, readers: list[Stage], same: Callable[[Stage, Stage],
         if not isinstance(r, Compute):
             if isinstance(r, Scan) and any(stage.out is c.initial for c in r.carried):
                 return "it is the initial state of a scan"
+            if isinstance(r, (Branch, Loop)):
+                return "a program of its own reads it"
             if not access.is_view(stage):
                 return "a scan reads it at every step"
     if not access.loads(stage.body):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Expr, Load, as_expr, axis, free, load, substitute
-from fusile.ir.tensor import Compute, Program, Scan, Scatter, Stage, Tensor, stage_reads
+from fusile.ir.tensor import Compute, Program, Stage, Tensor, stage_reads
 from fusile.passes import access
 from fusile.passes.inline import Log
 
@@ -260,6 +260,6 @@ def _apply(program: Program, classes: _Classes, fixed: set[Tensor], log: Log) ->
                 new = Compute(s.out if to is None else to[0], axes, change(s.body), s.origin, s.op)
                 new.out.stage = new
                 out.append(new)
-            case Scan() | Scatter():
+            case _:
                 out.append(s)
     return program.with_stages(out)

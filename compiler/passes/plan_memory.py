@@ -9,14 +9,25 @@ tensors share slots whose sizes are worked out when run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from fusile.ir import index as ix
+from fusile.ir.control import made_late
 from fusile.ir.expr import Const, Dim, Expr, apply, as_expr, const, free, substitute
 from fusile.ir.loops import Kernel
-from fusile.ir.plan import Call, Check, Define, Place, Plan, PrepareStep, Step, Variant
-from fusile.ir.tensor import Compute, Dependences, DimDefinition, Program, Tensor, stage_reads, stage_sizes
+from fusile.ir.plan import Call, Check, Control, Define, Place, Plan, PrepareStep, Step, Variant
+from fusile.ir.tensor import (
+    Branch,
+    Compute,
+    Dependences,
+    DimDefinition,
+    Loop,
+    Program,
+    Tensor,
+    stage_reads,
+    stage_sizes,
+)
 from fusile.ir.types import storage_bytes
 from fusile.passes import access
 from fusile.passes.fuse import Group
@@ -26,6 +37,8 @@ NOMINAL = 64
 """What a symbolic size is taken to be where slots of unlike sizes are compared."""
 
 Lowered = Callable[[Group], tuple[Variant, ...]]
+Inner = Callable[[Program, frozenset[int]], Plan]
+"""The plan of a program within the program, which makes the memory of the outputs of these numbers."""
 
 
 def bytes_of(t: Tensor) -> Expr:
@@ -80,8 +93,16 @@ class _Life:
 
 
 class _Planner:
-    def __init__(self, program: Program, groups: Sequence[Group], lowered: Lowered) -> None:
+    def __init__(
+        self,
+        program: Program,
+        groups: Sequence[Group],
+        lowered: Lowered,
+        inner: Inner,
+        makes: frozenset[int],
+    ) -> None:
         self.program = program
+        self.inner, self.makes = inner, makes
         self.early, self.late = split_constant(groups, set(program.outputs))
         self.lowered = lowered
         self.same: dict[Tensor, Tensor] = {}
@@ -117,15 +138,17 @@ class _Planner:
         for k, t in enumerate(p.outputs):
             self.places[self.home(t)] = Place("output", k)
         weights, prepare = self._prepare()
+        weights, prepare = self._inner_weights(weights, prepare)
         steps, arena = self._arena()
         for t in list(self.same):
             self.places[t] = self.places[self.home(t)]
         return Plan(
-            p.name, p.inputs, p.outputs, p.output_names, symbols, steps, self.places, arena, weights, prepare
-        )
+            p.name, p.inputs, p.outputs, p.output_names, symbols, steps, self.places, arena, weights, prepare,
+            self.makes,
+        )  # fmt: skip
 
     def _symbols(self) -> tuple[Dim, ...]:
-        found: dict[Dim, None] = {}
+        found: dict[Dim, None] = dict.fromkeys(self.program.parameters)
         for t in self.program.inputs:
             for e in t.shape:
                 if isinstance(e, Dim):
@@ -136,6 +159,7 @@ class _Planner:
 
     def _alias(self) -> None:
         taken = set(self.program.inputs) | self.fixed
+        taken |= {t for s in self.program.stages if isinstance(s, (Branch, Loop)) for t in s.outs}
         outputs = set(self.program.outputs)
         self.aliases: set[Group] = set()
         for g in self.late:
@@ -185,7 +209,18 @@ class _Planner:
             if r.condition not in done and all(x in self.defined for x in free(r.condition)):
                 self.steps.append(Check(r.condition, r.origin, r.reason))
 
+    def _control(self, stage: Branch | Loop) -> None:
+        for d in _by_name(stage_sizes(stage)):
+            self._define(d)
+        makes = _made_by_bodies(stage)
+        plans = tuple(self.inner(b.program, made) for b, made in zip(stage.bodies, makes, strict=True))
+        self.steps.append(Control(stage, plans))
+        self.made.update(stage.outs)
+
     def _call(self, g: Group) -> None:
+        first = g.stages[0]
+        if isinstance(first, (Branch, Loop)):
+            return self._control(first)
         variants = self.lowered(g)
         for v in variants:
             for d in v.kernel.dims:
@@ -212,6 +247,8 @@ class _Planner:
                 used = [self.home(t) for v in s.variants for t in v.arguments]
             elif isinstance(s, Define):
                 used = [self.home(x.source) for x in access.loads(s.value)]
+            elif isinstance(s, Control):
+                used = [self.home(t) for t in (*stage_reads(s.stage), *s.stage.outs)]
             for t in used:
                 if t in self.places or t.data is not None:
                     continue
@@ -226,12 +263,18 @@ class _Planner:
             if all(isinstance(bytes_of(x.tensor), Const) for x in early)
             else self._slots(early)
         )
-        fresh_outputs = {self.home(t) for t in self.program.outputs if self._late_known(t)}
+        fresh_outputs = {
+            self.home(t) for k, t in enumerate(self.program.outputs) if self._late_known(t) or k in self.makes
+        }
         steps: list[Step] = []
         made: set[Tensor] = set()
         for n, s in enumerate(self.steps):
-            if isinstance(s, Call):
-                used = list(dict.fromkeys(self.home(t) for v in s.variants for t in v.arguments))
+            if isinstance(s, (Call, Control)):
+                if isinstance(s, Call):
+                    used = list(dict.fromkeys(self.home(t) for v in s.variants for t in v.arguments))
+                else:
+                    made.update(t for t in s.stage.outs if made_late(t))
+                    used = list(dict.fromkeys(map(self.home, s.stage.outs)))
                 fresh = [
                     t
                     for t in used
@@ -239,7 +282,7 @@ class _Planner:
                 ]
                 made.update(fresh)
                 release = [x.tensor for x in late if x.last == n]
-                s = Call(s.variants, tuple(fresh), tuple(release))
+                s = replace(s, fresh=tuple(fresh), release=tuple(release))
             steps.append(s)
         return tuple(steps), arena
 
@@ -291,6 +334,8 @@ class _Planner:
             used = [t for v in s.variants for t in v.arguments] if isinstance(s, Call) else []
             if isinstance(s, Define):
                 used = [x.source for x in access.loads(s.value)]
+            if isinstance(s, Control):
+                used = stage_reads(s.stage)
             for t in used:
                 if t.data is not None or t in self.fixed:
                     wanted[t] = None
@@ -300,6 +345,31 @@ class _Planner:
             total += ix.number(bytes_of(t)) or ALIGN
         steps = [PrepareStep((t,), (), (t,)) for t in wanted if t.data is not None]
         return total, (*steps, *self._packing(set(wanted)))
+
+    def _inner_weights(
+        self, total: int, prepare: tuple[PrepareStep, ...]
+    ) -> tuple[int, tuple[PrepareStep, ...]]:
+        """The weights of plans within this one go behind its own; what both read is kept once."""
+        steps = list(prepare)
+        for n, s in enumerate(self.steps):
+            if not isinstance(s, Control):
+                continue
+            plans = []
+            for plan in s.plans:
+                held = {t: p for t, p in self.places.items() if t.data is not None and p.kind == "weights"}
+                moved = _rebased(plan, total, held)
+                for step in plan.prepare:
+                    if step.copies and step.copies[0] in held:
+                        continue
+                    steps.append(step)
+                    used = [t for c in step.calls for v in c.variants for t in v.arguments]
+                    for t in (*step.copies, *used):
+                        if t in moved.places:
+                            self.places[t] = moved.places[t]
+                total += plan.weights_bytes
+                plans.append(moved)
+            self.steps[n] = replace(s, plans=tuple(plans))
+        return total, tuple(steps)
 
     def _packing(self, wanted: set[Tensor]) -> list[PrepareStep]:
         """Constant groups, joined where one reads what another makes."""
@@ -348,6 +418,35 @@ class _Planner:
         return out
 
 
+def _made_by_bodies(stage: Branch | Loop) -> list[frozenset[int]]:
+    """Per body the outputs whose memory it makes, because their sizes are known only then."""
+    if isinstance(stage, Branch):
+        made = frozenset(k for k, t in enumerate(stage.results) if made_late(t))
+        return [made, made]
+    before = int(stage.conditional)
+    states = {before + k for _, k, _ in stage.moving}
+    first = before + len(stage.finals)
+    slices = {
+        first + k
+        for k, t in enumerate(stage.collected)
+        if any(d in stage.defines for e in t.shape[1:] for d in free(e))
+    }
+    return [frozenset(states | slices)]
+
+
+def _rebased(plan: Plan, base: int, held: Mapping[Tensor, Place]) -> Plan:
+    """A plan whose weights begin at `base`, apart from those that are kept elsewhere already."""
+    places = {
+        t: held[t] if t in held else (Place("weights", 0, p.offset + base) if p.kind == "weights" else p)
+        for t, p in plan.places.items()
+    }
+    steps = tuple(
+        replace(s, plans=tuple(_rebased(p, base, held) for p in s.plans)) if isinstance(s, Control) else s
+        for s in plan.steps
+    )
+    return replace(plan, places=places, steps=steps)
+
+
 def _by_name(sizes: Iterable[Expr]) -> list[Dim]:
     """Sizes in the same order in every process."""
     return sorted((d for d in sizes if isinstance(d, Dim)), key=lambda d: d.name)
@@ -359,9 +458,17 @@ def _nominal(e: Expr) -> int:
     return ix.number(out) or ALIGN
 
 
-def build_plan(program: Program, groups: Sequence[Group], lowered: Lowered) -> Plan:
-    """The plan of a grouped program; `lowered` gives the kernel variants of a group."""
-    return _Planner(program, groups, lowered).build()
+def build_plan(
+    program: Program,
+    groups: Sequence[Group],
+    lowered: Lowered,
+    inner: Inner,
+    makes: frozenset[int] = frozenset(),
+) -> Plan:
+    """The plan of a grouped program; `lowered` gives the kernel variants of a group, `inner` the plan of a
+    program within it. `makes` are the outputs whose memory the plan makes.
+    """
+    return _Planner(program, groups, lowered, inner, makes).build()
 
 
 def arguments(kernel: Kernel) -> tuple[Tensor, ...]:

@@ -19,7 +19,7 @@ from fusile.ir.interpret import Array, Interpreter, evaluate, run_program
 from fusile.ir.loops import Buffer, For, If, Kernel, Stmt, written
 from fusile.ir.plan import Plan
 from fusile.ir.run_loops import fresh, run_kernel, run_plan
-from fusile.ir.tensor import Compute, Program, Scan, Scatter, Stage, Tensor
+from fusile.ir.tensor import Branch, Compute, Loop, Program, Scan, Scatter, Stage, Tensor
 from fusile.ir.types import BOOL, F16, F32, F64, DType, from_numpy, numpy_dtype
 from fusile.ir.verify import verify_kernel, verify_plan, verify_program
 from fusile.passes.fuse import Group
@@ -293,6 +293,11 @@ def stage_points(s: Stage, dims: Mapping[Expr, Any]) -> int:
             return _product([a.extent for a in s.axes], dims) + _product([a.extent for a in s.updates], dims)
         case Scan():
             return _count(s.time.extent, dims) * sum(stage_points(b, dims) for b in s.body)
+        case Branch():
+            return sum(stage_points(x, dims) for b in s.bodies for x in b.program.stages)
+        case Loop():
+            steps = MOST_POINTS if s.trip is None else _count(s.trip, dims)
+            return max(0, steps) * sum(stage_points(x, dims) for x in s.body.program.stages)
 
 
 def _product(extents: Iterable[Expr], dims: Mapping[Expr, Any]) -> int:

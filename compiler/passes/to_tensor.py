@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import onnx_ir as ir
 from fusile.dims import parse as parse_arithmetic
 from fusile.errors import Gap, InvalidModelError, UnsupportedError
 from fusile.graph.opsets import file_opset
+from fusile.ir import control
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Const, Dim, Expr, Guard, Load, Reduce, const, dim, nodes, substitute
-from fusile.ir.tensor import Compute, Program, Scan, Tensor, as_shape, collect, compute, stage_reads
+from fusile.ir.tensor import Body, Compute, Program, Scan, Tensor, as_shape, collect, compute, stage_reads
 from fusile.ir.types import BY_CODE
 from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsupported, call
 
@@ -24,6 +26,8 @@ MOST_KNOWN = 256
 """Tensors up to this many elements are followed as expressions over dims (shape arithmetic)."""
 MOST_CONSTANT = 1024
 """Integer constants up to this many elements belong to the structure of a model; larger ones are weights."""
+MOST_ASSUMED = 16
+"""Walks over a graph, at most, to find out which conditions on sizes it takes for granted."""
 
 __all__ = ["defined", "infer", "lower", "parse_dim"]
 
@@ -66,38 +70,77 @@ def _dim_of(tree: ast.expr) -> Expr:
     raise TypeError(f"{type(tree).__name__} is no arithmetic")
 
 
-class _Lowering:
-    """One walk over a graph; collects every gap before it refuses."""
+class _Behind(Exception):
+    """A graph within the graph needs something that is behind a gap."""
 
-    def __init__(self, model: ir.Model) -> None:
+
+class _Lowering:
+    """One walk over a graph, or over a graph within one; collects every gap before it refuses."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        graph: ir.Graph,
+        parent: _Lowering | None = None,
+        assumed: Mapping[str, bool] | None = None,
+    ) -> None:
         self.model = model
+        self.graph = graph
+        self.parent = parent
         self.tensors: dict[str, Tensor] = {}
-        self.gaps: list[Gap] = []
-        self.ctx = Context("")
+        self.captured: dict[Tensor, Tensor] = {}
+        self.gaps: list[Gap] = parent.gaps if parent is not None else []
+        self.ctx: Context = Context("", assumed=dict(assumed or {}) if parent is None else parent.ctx.assumed)
 
     def run(self) -> Program:
-        graph = self.model.graph
-        inputs = [self._input(v) for v in graph.inputs]
+        inputs = [self._input(v) for v in self.graph.inputs]
+        outputs = self.walk(self.graph)
+        if self.gaps:
+            raise UnsupportedError(self.gaps)
+        return self.program(inputs, outputs)
+
+    def walk(self, graph: ir.Graph) -> list[Tensor | None]:
+        """The outputs of a graph whose inputs are known; None behind a gap."""
         for v in graph.initializers.values():
             self._constant(v)
         for node in graph:
             self._node(node)
-        if self.gaps:
-            raise UnsupportedError(self.gaps)
+        return [self._output(v) for v in graph.outputs]
+
+    def program(self, inputs: Sequence[Tensor], results: Sequence[Tensor | None]) -> Program:
         outputs: list[Tensor] = []
-        for v in graph.outputs:
-            t = self._output(v)
-            # An output has memory of its own: an input, a constant or another output in its place is copied.
-            outputs.append(_copy(t, str(v.name)) if t.stage is None or t in outputs else t)
-        return Program(
-            graph.name or "model",
-            tuple(inputs),
+        for v, t in zip(self.graph.outputs, results, strict=True):
+            assert t is not None
+            # An output has memory of its own: an input, a constant or another output in its place is copied,
+            # and so is what a branch or a loop finds memory for.
+            elsewhere = t.stage is None or t in outputs or control.made_late(t)
+            outputs.append(_copy(t, str(v.name)) if elsewhere else t)
+        made = Program(
+            self.graph.name or "model",
+            (*inputs, *self.captured.values()),
             tuple(outputs),
-            tuple(str(v.name) for v in graph.outputs),
+            tuple(str(v.name) for v in self.graph.outputs),
             collect([*outputs, *self._needed()], self.ctx.dim_definitions),
             tuple(self.ctx.dim_definitions),
             tuple(self.ctx.requirements),
         )
+        return made if self.parent is None else replace(made, parameters=control.parameters(made))
+
+    def find(self, name: str) -> Tensor | None:
+        """A value by its name, of this graph or of one around it."""
+        t = self.tensors.get(name)
+        if t is None and self.parent is not None:
+            above = self.parent.find(name)
+            return None if above is None else self.outer(above)
+        return t
+
+    def outer(self, t: Tensor) -> Tensor:
+        """A tensor of the graph around this one, as this one's program reads it."""
+        if t.data is not None:
+            return t
+        if t not in self.captured:
+            self.captured[t] = Tensor(t.name, t.dtype, t.shape, known=t.known)
+        return self.captured[t]
 
     def _needed(self) -> list[Tensor]:
         """Tensors that sizes read when run."""
@@ -140,7 +183,7 @@ class _Lowering:
     def _node(self, node: ir.Node) -> None:
         definition = OPERATORS.get((node.domain, node.op_type))
         where = (node.op_type, node.domain, str(node.name), file_opset(self.model, node.domain))
-        inputs = [None if v is None else self.tensors.get(str(v.name)) for v in node.inputs]
+        inputs = [None if v is None else self.find(str(v.name)) for v in node.inputs]
         if definition is None:
             self.gaps.append(
                 Gap(
@@ -154,7 +197,9 @@ class _Lowering:
             return  # downstream of a gap that is already listed
         self.ctx.site = str(node.name)
         try:
-            results = call(definition, self.ctx, inputs, _attributes(node), len(node.outputs))
+            results = call(definition, self.ctx, inputs, self._attributes(node), len(node.outputs))
+        except _Behind:
+            return
         except Unsupported as e:
             self.gaps.append(Gap(*where, e.reason, e.way_out))
             return
@@ -178,32 +223,76 @@ class _Lowering:
                 t.known = known_elements(t)
             self.tensors[str(value.name)] = t
 
-    def _output(self, value: ir.Value) -> Tensor:
-        t = self.tensors.get(str(value.name))
-        if t is None:
+    def _output(self, value: ir.Value) -> Tensor | None:
+        t = self.find(str(value.name))
+        if t is None and not self.gaps:
             raise InvalidModelError(f"the output {value.name!r} is not produced by any node")
         return t
+
+    def _attributes(self, node: ir.Node) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for name, a in node.attributes.items():
+            if a.is_ref():
+                continue
+            match a.type:
+                case ir.AttributeType.TENSOR:
+                    out[name] = a.as_tensor().numpy()
+                case ir.AttributeType.INTS | ir.AttributeType.FLOATS | ir.AttributeType.STRINGS:
+                    out[name] = tuple(a.value)
+                case ir.AttributeType.GRAPH:
+                    out[name] = _Subgraph(self, a.as_graph(), node)
+                case _:
+                    out[name] = a.value
+        return out
+
+
+class _Subgraph:
+    """A graph that is an attribute of a node, for the node's definition."""
+
+    def __init__(self, around: _Lowering, graph: ir.Graph, node: ir.Node) -> None:
+        self.around, self.graph, self.node = around, graph, node
+
+    @property
+    def inputs(self) -> int:
+        return len(self.graph.inputs)
+
+    def inline(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        site = self.around.ctx.site
+        self._bind(self.around, inputs)
+        found = self.around.walk(self.graph)
+        self.around.ctx.site = site
+        return self._whole(found)
+
+    def trace(
+        self, states: Sequence[Tensor], inputs: Callable[[Callable[[Tensor], Tensor]], Sequence[Tensor]]
+    ) -> Body:
+        inside = _Lowering(self.around.model, self.graph, self.around)
+        given = inputs(inside.outer)
+        stops = {*states, *inside.captured.values()}
+        for t, value in zip(given, self.graph.inputs, strict=True):
+            if t in states:
+                t.name = str(value.name)
+            else:
+                _name_stages(t, stops, str(self.node.name), self.node.op_type, str(value.name))
+        self._bind(inside, given)
+        made = inside.program(states, self._whole(inside.walk(self.graph)))
+        return Body(made, tuple(inside.captured))
+
+    def _bind(self, lowering: _Lowering, inputs: Sequence[Tensor]) -> None:
+        for value, t in zip(self.graph.inputs, inputs, strict=True):
+            lowering.tensors[str(value.name)] = t
+
+    def _whole(self, found: Sequence[Tensor | None]) -> list[Tensor]:
+        whole = [t for t in found if t is not None]
+        if len(whole) < len(found):
+            raise _Behind
+        return whole
 
 
 def _copy(t: Tensor, name: str) -> Tensor:
     out = compute(t.shape, lambda *i: t[i], name=name)
     if out.stage is not None:
         object.__setattr__(out.stage, "op", "Identity")
-    return out
-
-
-def _attributes(node: ir.Node) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, a in node.attributes.items():
-        if a.is_ref():
-            continue
-        match a.type:
-            case ir.AttributeType.TENSOR:
-                out[name] = a.as_tensor().numpy()
-            case ir.AttributeType.INTS | ir.AttributeType.FLOATS | ir.AttributeType.STRINGS:
-                out[name] = tuple(a.value)
-            case _:
-                out[name] = a.value
     return out
 
 
@@ -313,10 +402,44 @@ def _element(body: Expr, mapping: Mapping[Expr, Expr]) -> Expr | None:
 def lower(model: ir.Model) -> Program:
     """The tensor program of a canonical graph.
 
-    Raises UnsupportedError with every gap at once, InvalidModelError for a node that cannot be.
+    Where the ranks of what follows hang on a condition on sizes, the one under which the rest of the graph
+    has a meaning becomes a requirement. Raises UnsupportedError with every gap at once, InvalidModelError for
+    a node that cannot be.
     """
     _load_definitions()
-    return _Lowering(model).run()
+    pending: list[dict[str, bool]] = [{}]
+    made: list[Program] = []
+    refusal: Exception | None = None
+    for _ in range(MOST_ASSUMED):
+        if not pending:
+            break
+        given = pending.pop()
+        walk = _Lowering(model, model.graph, assumed=given)
+        try:
+            made.append(walk.run())
+        except (InvalidModelError, UnsupportedError) as e:
+            refusal = refusal or e
+        assumed = walk.ctx.assumed
+        new = [site for site in assumed if site not in given]
+        for k, site in enumerate(new):
+            pending.append({**given, **{x: assumed[x] for x in new[:k]}, site: not assumed[site]})
+    if len(made) == 1 and not pending:
+        return made[0]
+    if refusal is not None and not made:
+        raise refusal
+    raise UnsupportedError([_ambiguous(model, site) for site in assumed])
+
+
+def _ambiguous(model: ir.Model, site: str) -> Gap:
+    node = next(n for n in model.graph.all_nodes() if n.name == site)
+    return Gap(
+        node.op_type,
+        node.domain,
+        site,
+        file_opset(model, node.domain),
+        "its branches differ in the number of dimensions, and the rest of the model takes both",
+        "fix the sizes that it depends on by `--dims`",
+    )
 
 
 def infer(model: ir.Model) -> None:
@@ -325,8 +448,8 @@ def infer(model: ir.Model) -> None:
     Values behind a gap keep what they had.
     """
     _load_definitions()
-    walk = _Lowering(model)
     graph = model.graph
+    walk = _Lowering(model, graph)
     for v in graph.inputs:
         walk._input(v)
     for v in graph.initializers.values():

@@ -54,6 +54,9 @@ What the support code gives to kernels and plan (`DECLARATIONS` is the text to p
     ptr @fusile_temp(ptr ctx, i64 bytes, i32 site, ptr error), void @fusile_temp_free(ptr ctx, ptr memory)
         Memory of a data-dependent size, aligned to 64, freed at the end of the run at the latest. Null after
         setting the error. For the plan's own thread, not for kernels in parallel loops.
+    ptr @fusile_grow(ptr ctx, ptr place, i64 used, i64 more, i32 site, ptr error)
+        Room for more bytes behind the used ones of memory that grows; place holds { ptr memory, i64 capacity
+        }, zeros at first, and the memory is a temporary. Null after setting the error.
     i32 @fusile_enable_amx()
         1 where this process may use AMX tiles, else 0.
 
@@ -192,6 +195,7 @@ declare hidden i64 @fusile_size_add(i64, i64)
 declare hidden ptr @fusile_output(ptr, i32, ptr, i32, ptr)
 declare hidden ptr @fusile_temp(ptr, i64, i32, ptr)
 declare hidden void @fusile_temp_free(ptr, ptr)
+declare hidden ptr @fusile_grow(ptr, ptr, i64, i64, i32, ptr)
 declare hidden i32 @fusile_enable_amx()
 """
 

@@ -3,6 +3,7 @@
 from fusile.kernels.families import (  # noqa: F401
     activation,
     contraction,
+    control,
     elementwise,
     indexing,
     movement,

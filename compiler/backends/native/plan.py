@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusile.backends.native import alike, llvm
+from fusile.backends.native import alike, control, llvm
 from fusile.backends.native.llvm import FunctionPrinter, Instance, Part, Value
 from fusile.ir import index as ix
 from fusile.ir.expr import Dim, Expr, Load, apply, as_expr, const, free, load, substitute
 from fusile.ir.loops import Buffer, For, If, Kernel, Kind, Stmt, stmt_exprs
-from fusile.ir.plan import Call, Check, Define, Place, Plan, PrepareStep
+from fusile.ir.plan import Call, Check, Control, Define, Place, Plan, PrepareStep
 from fusile.ir.tensor import Tensor
 from fusile.ir.types import I64, numpy_dtype, storage_bytes
 from fusile.passes import access
@@ -99,6 +99,17 @@ class _Printer(FunctionPrinter):
         self.lines.extend(f"  {line}" for line in otherwise)
         self.start(fine)
 
+    def whole(self, call: str) -> str:
+        """The memory that a call gives, or the end of the run."""
+        made = self.emit(call)
+        code = self.emit("load i32, ptr %error")
+        self.stop_unless(self.emit(f"icmp ne ptr {made}, null"), [f"ret i32 {code}"])
+        return made
+
+    def temp(self, size: Expr, site: int = 0) -> str:
+        """Memory for a while."""
+        return self.whole(f"call ptr @fusile_temp(ptr %ctx, i64 {self.size(size)}, i32 {site}, ptr %error)")
+
     def finish(self, head: str, last: str) -> str:
         return "\n".join(
             [f"define hidden {head} nounwind {{", "entry:", *self.entry, *self.lines, f"  {last}", "}", ""]
@@ -112,6 +123,7 @@ class PlanPrinter:
         self.plan, self.kernels, self.flags = plan, kernels, flags
         self.module = llvm.Module()
         self.sites: dict[str, int] = {"": 0}
+        self.inner: list[str] = []
         computed = [
             e for t in plan.inputs for e in t.shape if ix.number(e) is None and not isinstance(e, Dim)
         ]
@@ -125,7 +137,7 @@ class PlanPrinter:
         """The whole module, its constants included."""
         functions = [
             "define hidden i32 @plan_init(ptr %instance, ptr %error) nounwind {\n  ret i32 0\n}\n",
-            self._shapes(), self._arena(), self._scratch(), self._run(), self._prepare(),
+            self._shapes(), self._arena(), self._scratch(), self._run(), self._prepare(), *self.inner,
         ]  # fmt: skip
         constants = abi.plan_constants(self.interface())
         return "\n".join(
@@ -230,7 +242,7 @@ class PlanPrinter:
         """The largest scratch memory of a task, over kernels whose sizes are known from the inputs."""
         known = set(self.plan.symbols)
         total: Expr = as_expr(0)
-        for k in self.plan.kernels():
+        for k in self.plan.own_kernels():
             need = self.kernels.add(k).scratch
             if all(d in known for d in free(need)):
                 total = apply("max", total, need)
@@ -244,20 +256,28 @@ class PlanPrinter:
 
     def _run(self) -> str:
         f = self._start("plan_run")
-        slots = max(
-            (self._slots(v.kernel) for s in self.plan.steps if isinstance(s, Call) for v in s.variants),
-            default=1,
+        self._body(f)
+        return f.finish(
+            "i32 @plan_run(ptr %ctx, ptr %weights, ptr %inputs, ptr %outputs, ptr %dims, ptr "
+            "%arena, ptr %scratch, i64 %stride, ptr %error)",
+            "ret i32 0",
         )
+
+    _input, _output = "getelementptr %tensor, ptr %inputs, i64 ", "getelementptr %tensor, ptr %outputs, i64 "
+
+    def _body(self, f: _Printer) -> None:
+        """The steps, on the memory that the function is given."""
+        slots = max((self._slots(k) for k in self.plan.own_kernels()), default=1)
         f.entry.append(f"  %frame = alloca [{slots} x i64], align 64")
         f.entry.append(f"  %shape = alloca [{abi.MAX_RANK} x i64], align 8")
         f.entry.append("  store ptr %error, ptr %frame")
         for k in range(len(self.plan.inputs)):
-            f.entry.append(f"  %in{k}_at = getelementptr %tensor, ptr %inputs, i64 {k}")
+            f.entry.append(f"  %in{k}_at = {self._input}{k}")
             f.entry.append(f"  %in{k} = load ptr, ptr %in{k}_at")
         late = {
             self.plan.places[t].number
             for s in self.plan.steps
-            if isinstance(s, Call)
+            if isinstance(s, (Call, Control))
             for t in s.fresh
             if self.plan.places[t].kind == "output"
         }
@@ -266,7 +286,7 @@ class PlanPrinter:
         }
         for k in range(len(self.plan.outputs)):
             if k not in late:
-                f.entry.append(f"  %out{k}_at = getelementptr %tensor, ptr %outputs, i64 {k}")
+                f.entry.append(f"  %out{k}_at = {self._output}{k}")
                 f.entry.append(f"  %out{k} = load ptr, ptr %out{k}_at")
                 self.pointers["output", k] = f"%out{k}"
         self.pointers["weights", 0], self.pointers["arena", 0] = "%weights", "%arena"
@@ -286,11 +306,25 @@ class PlanPrinter:
                     )
                 case Call():
                     self._call(f, s)
-        return f.finish(
-            "i32 @plan_run(ptr %ctx, ptr %weights, ptr %inputs, ptr %outputs, ptr %dims, ptr "
-            "%arena, ptr %scratch, i64 %stride, ptr %error)",
-            "ret i32 0",
-        )
+                case Control():
+                    self._control(f, s)
+
+    def _control(self, f: _Printer, s: Control) -> None:
+        site = self.site(s.stage.origin)
+        for t in s.fresh:
+            self._make(f, t, site)
+        symbols = []
+        for plan in s.plans:
+            symbols.append(f"plan_inner{len(self.inner)}")
+            self.inner.append("")
+            number = len(self.inner) - 1
+            self.inner[number] = InnerPrinter(plan, self).function(symbols[-1])
+        control.print_control(self, f, s, symbols, site)
+        self._release(f, s)
+
+    def where(self, f: _Printer, t: Tensor) -> str:
+        """The pointer to a tensor."""
+        return self._where(f, self.plan.places[t])
 
     def _slots(self, kernel: Kernel) -> int:
         return 1 + len(kernel.params) + len(kernel.dims) + len(self.kernels.add(kernel).sites)
@@ -320,8 +354,9 @@ class PlanPrinter:
         f.memo.put(s.dim, v)
 
     def _call(self, f: _Printer, s: Call) -> None:
+        site = self.site(s.variants[0].kernel.origins[0] if s.variants[0].kernel.origins else "")
         for t in s.fresh:
-            self._make(f, t, s)
+            self._make(f, t, site)
         done = f.label("called") if len(s.variants) > 1 else ""
         for v in s.variants:
             following = ""
@@ -340,30 +375,28 @@ class PlanPrinter:
         if any(self.kernels.add(v.kernel).sites for v in s.variants):
             code = f.emit("load i32, ptr %error")
             f.stop_unless(f.emit(f"icmp eq i32 {code}, 0"), [f"ret i32 {code}"])
+        self._release(f, s)
+
+    def _release(self, f: _Printer, s: Call | Control) -> None:
         for t in s.release:
             f.lines.append(
                 f"  call void @fusile_temp_free(ptr %ctx, ptr "
                 f"{self.pointers['temp', self.plan.places[t].number]})"
             )
 
-    def _make(self, f: _Printer, t: Tensor, s: Call) -> None:
+    def _make(self, f: _Printer, t: Tensor, site: int) -> None:
         place = self.plan.places[t]
-        site = self.site(s.variants[0].kernel.origins[0] if s.variants[0].kernel.origins else "")
-        if place.kind == "output":
-            for d, e in enumerate(self.plan.outputs[place.number].shape):
-                at = f.emit(f"getelementptr i64, ptr %shape, i64 {d}")
-                f.lines.append(f"  store i64 {f.size(e)}, ptr {at}")
-            made = f.emit(
-                f"call ptr @fusile_output(ptr %ctx, i32 {place.number}, ptr %shape, i32 {site}, ptr %error)"
-            )
-        else:
-            made = f.emit(
-                f"call ptr @fusile_temp(ptr %ctx, i64 {f.size(bytes_of(t))}, i32 {site}, ptr %error)"
-            )
-        fine = f.emit(f"icmp ne ptr {made}, null")
-        code = f.emit("load i32, ptr %error")
-        f.stop_unless(fine, [f"ret i32 {code}"])
+        made = (
+            self._new_output(f, place.number, site) if place.kind == "output" else f.temp(bytes_of(t), site)
+        )
         self.pointers[place.kind, place.number] = made
+
+    def _new_output(self, f: _Printer, number: int, site: int) -> str:
+        """Memory for an output whose size is known only now."""
+        for d, e in enumerate(self.plan.outputs[number].shape):
+            at = f.emit(f"getelementptr i64, ptr %shape, i64 {d}")
+            f.lines.append(f"  store i64 {f.size(e)}, ptr {at}")
+        return f.whole(f"call ptr @fusile_output(ptr %ctx, i32 {number}, ptr %shape, i32 {site}, ptr %error)")
 
     def _launch(self, f: _Printer, kernel: Kernel, pointers: Sequence[str]) -> None:
         printed = self.kernels.add(kernel)
@@ -379,11 +412,7 @@ class PlanPrinter:
         )
         memory = self._scratch_name
         if not own and ix.number(printed.scratch) != 0:
-            memory = f.emit(
-                f"call ptr @fusile_temp(ptr %ctx, i64 {f.size(printed.scratch)}, i32 0, ptr %error)"
-            )
-            code = f.emit("load i32, ptr %error")
-            f.stop_unless(f.emit(f"icmp ne ptr {memory}, null"), [f"ret i32 {code}"])
+            memory = f.temp(printed.scratch)
         for part in printed.parts:
             self.module.declare(f"declare hidden void @{part.symbol}(ptr, i64, i64, ptr)")
             if part.axes and own:
@@ -396,6 +425,8 @@ class PlanPrinter:
                 f.lines.append(
                     f"  call void @{part.symbol}(ptr %frame, i64 0, i64 {f.size(part.count)}, ptr {memory})"
                 )
+        if memory != self._scratch_name:
+            f.lines.append(f"  call void @fusile_temp_free(ptr %ctx, ptr {memory})")
 
     _scratch_name = "%scratch"
 
@@ -447,15 +478,65 @@ class PlanPrinter:
                     )
                 else:
                     if t not in temps:
-                        temps[t] = f.emit(
-                            f"call ptr @fusile_temp(ptr %ctx, i64 {f.size(bytes_of(t))}, i32 0, ptr %error)"
-                        )
-                        code = f.emit("load i32, ptr %error")
-                        f.stop_unless(f.emit(f"icmp ne ptr {temps[t]}, null"), [f"ret i32 {code}"])
+                        temps[t] = f.temp(bytes_of(t))
                     pointers.append(temps[t])
             self._launch(f, v.kernel, pointers)
         for p in temps.values():
             f.lines.append(f"  call void @fusile_temp_free(ptr %ctx, ptr {p})")
+
+
+class InnerPrinter(PlanPrinter):
+    """Prints the plan of a branch or of a loop's body as a function of its own:
+
+        i32 @plan_inner0(ptr ctx, ptr weights, ptr inputs, ptr outputs, ptr shapes, ptr dims, ptr error)
+
+    inputs and outputs are arrays of pointers. For outputs that the plan makes the memory of, it writes the
+    pointer, and the shape into shapes: i64[outputs][8]. dims are the plan's symbols.
+    """
+
+    _input, _output = "getelementptr ptr, ptr %inputs, i64 ", "getelementptr ptr, ptr %outputs, i64 "
+
+    def __init__(self, plan: Plan, around: PlanPrinter) -> None:
+        super().__init__(plan, around.kernels, around.flags)
+        self.module, self.sites, self.inner = around.module, around.sites, around.inner
+        self.symbols = list(plan.symbols)
+
+    def function(self, symbol: str) -> str:
+        f = self._start(symbol)
+        self._early_definitions(f)
+        arena, scratch = self.plan.arena, self._early_kernels()
+        owned = []
+        if ix.number(arena) != 0:
+            f.lines.append(f"  %arena = getelementptr i8, ptr {f.temp(arena)}, i64 0")
+            owned.append("%arena")
+        if ix.number(scratch) != 0:
+            threads = f.emit("load i32, ptr %ctx")
+            wide = f.emit(f"zext i32 {threads} to i64")
+            f.lines.append(f"  %stride = add i64 {f.size((scratch + 63) // 64 * 64)}, 0")
+            size = f.emit(f"call i64 @fusile_size_mul(i64 {wide}, i64 %stride)")
+            made = f.whole(f"call ptr @fusile_temp(ptr %ctx, i64 {size}, i32 0, ptr %error)")
+            f.lines.append(f"  %scratch = getelementptr i8, ptr {made}, i64 0")
+            owned.append("%scratch")
+        else:
+            f.lines.append("  %stride = add i64 0, 0")
+            f.lines.append("  %scratch = getelementptr i8, ptr null, i64 0")
+        self._body(f)
+        f.lines += [f"  call void @fusile_temp_free(ptr %ctx, ptr {p})" for p in owned]
+        return f.finish(
+            f"i32 @{symbol}(ptr %ctx, ptr %weights, ptr %inputs, ptr %outputs, ptr %shapes, ptr %dims, "
+            f"ptr %error)",
+            "ret i32 0",
+        )
+
+    def _new_output(self, f: _Printer, number: int, site: int) -> str:
+        t = self.plan.outputs[number]
+        for d, e in enumerate(t.shape):
+            at = f.emit(f"getelementptr i64, ptr %shapes, i64 {abi.MAX_RANK * number + d}")
+            f.lines.append(f"  store i64 {f.size(e)}, ptr {at}")
+        made = f.temp(bytes_of(t), site)
+        at = f.emit(f"getelementptr ptr, ptr %outputs, i64 {number}")
+        f.lines.append(f"  store ptr {made}, ptr {at}")
+        return made
 
 
 def _made(step: PrepareStep) -> list[Tensor]:

@@ -56,12 +56,17 @@ def build(
     program = lower(model)
     strict.check_program("to_tensor", None, program)
     dump("program", lambda: program_text(program))
-    for name, step in passes:
-        before, program = program, step(program, settings)
-        strict.check_program(name, before, program)
-        dump(name, lambda p=program: program_text(p))  # type: ignore[misc]
-    groups = fuse.group(program, settings.log, settings.same)
-    dump("groups", lambda: fuse.groups_text(groups))
+
+    def grouped(program: Program, dump: Dump) -> tuple[Program, list[Group]]:
+        for name, step in passes:
+            before, program = program, step(program, settings)
+            strict.check_program(name, before, program)
+            dump(name, lambda p=program: program_text(p))  # type: ignore[misc]
+        groups = fuse.group(program, settings.log, settings.same)
+        dump("groups", lambda: fuse.groups_text(groups))
+        return program, groups
+
+    program, groups = grouped(program, dump)
     kernels: list[tuple[Kernel, Kernel]] = []
 
     def lowered(group: Group) -> tuple[Variant, ...]:
@@ -72,7 +77,11 @@ def build(
         kernels.append((naive, fast))
         return (Variant(None, fast, arguments(fast)),)
 
-    plan = build_plan(program, groups, lowered)
+    def inner(within: Program, makes: frozenset[int]) -> Plan:
+        """The plan of a branch or of a loop's body, which goes the same road."""
+        return build_plan(*grouped(within, no_dump), lowered, inner, makes)
+
+    plan = build_plan(program, groups, lowered, inner)
     strict.check_plan(program, plan)
     dump("loops", lambda: "\n".join(kernel_text(n) for n, _ in kernels))
     dump("schedule", lambda: "\n".join(kernel_text(f) for _, f in kernels))

@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fusile.backends.numba import scalars
+from fusile.backends.numba import control, scalars
 from fusile.backends.numba.expressions import Context, Lines, Names, Printer
 from fusile.backends.numba.kernels import Use
 from fusile.escape import comment_text, python_string
 from fusile.ir import index as ix
 from fusile.ir.expr import Const, Dim, Expr, Load, load, substitute
 from fusile.ir.loops import Buffer, Kernel
-from fusile.ir.plan import Call, Check, Define, Plan, PrepareStep, Variant
+from fusile.ir.plan import Call, Check, Control, Define, Plan, PrepareStep, Variant
 from fusile.ir.tensor import Tensor
 
 WIDTH = 100
@@ -31,6 +31,12 @@ class Words:
     """An array of its own: format with `shape` and `dtype`."""
     copy: str
     """A copy of an array: format with `array`."""
+    assign: str
+    """Fill an array from another one: format with `to` and `array`."""
+    item: str
+    """The number in an array of one element: format with `array`."""
+    stack: str
+    """An array of the arrays in a list: format with `rows`."""
 
 
 class Sites:
@@ -50,51 +56,67 @@ class PlanPrinter:
         self, plan: Plan, uses: Mapping[Kernel, Use], words: Words, use: scalars.Use, taken: Iterable[str]
     ) -> None:
         self.plan, self.uses, self.words, self.use = plan, uses, words, use
-        self.taken = tuple(taken)
+        self.parts = [f"part{k + 1}" for k in range(_count(plan))]
+        self.taken = (*taken, *self.parts)
         self.weights = Names(("np",))
         self.raw = raw_names(plan)
+        self.inner: list[str] = []
 
     # ---- the run ------------------------------------------------------------------------------------------
 
     def run(self) -> str:
         """`def run(w, memory, …)`."""
+        arguments = self._begin()
+        self._sizes()
+        plan = self.plan
+        if ix.number(plan.arena) != 0:
+            self.lines.add(f"arena = memory({self.size(plan.arena)})")
+        doc = "The outputs, in graph order. `memory` gives the bytes that intermediate tensors share."
+        main = self._function("run", ["w", "memory", *arguments], doc)
+        return "\n\n\n".join([*self.inner, main])
+
+    def part(self, name: str) -> str:
+        """The body of a branch or of a loop: a function of its inputs and then of its sizes."""
+        arguments = self._begin()
+        sizes = [self.names.name(d, d.name) for d in self.plan.symbols]
+        if ix.number(self.plan.arena) != 0:
+            size = f"({self.size(self.plan.arena)},)"
+            self.lines.add(f"arena = {self.words.empty.format(shape=size, dtype='np.uint8')}")
+        return self._function(name, ["w", *arguments, *sizes], "A part of the run that is taken when needed.")
+
+    def _begin(self) -> list[str]:
+        """Start a function; the names of its inputs."""
         self.lines = Lines(1)
         self.names = Names((*self.taken, "w", "memory", "arena", "error"))
         self.arrays: dict[Tensor, str] = {}
         self.outputs: dict[int, str] = {}
-        plan = self.plan
-        arguments = [self.names.name(t, t.name) for t in plan.inputs]
-        self.arrays.update(zip(plan.inputs, arguments, strict=True))
-        self._sizes()
-        checked = any(u.function.checks for k, u in self.uses.items() if k in set(plan.kernels()))
-        if checked:
+        arguments = [self.names.name(t, t.name) for t in self.plan.inputs]
+        self.arrays.update(zip(self.plan.inputs, arguments, strict=True))
+        if any(self.uses[k].function.checks for k in self.plan.own_kernels()):
             self.lines.add("error = new_error()")
-        if ix.number(plan.arena) != 0:
-            self.lines.add(f"arena = memory({self.size(plan.arena)})")
+        return arguments
+
+    def _function(self, name: str, arguments: Sequence[str], doc: str) -> str:
+        plan = self.plan
         for s in plan.steps:
             match s:
                 case Define():
                     self._define(s)
                 case Check():
-                    condition = self._text(s.condition)
-                    self._add(
+                    condition = self.text(s.condition)
+                    self.add(
                         f"require({condition}, ", [python_string(s.origin), python_string(s.reason)], ")"
                     )
                 case Call():
                     self._call(s)
+                case Control():
+                    control.print_control(self, s)
         results = [self._result(k, t) for k, t in enumerate(plan.outputs)]
-        self._add("return [", results, "]")
-        head = [f"def run(w, memory{''.join(f', {a}' for a in arguments)}):"]
+        self.add("return [", results, "]")
+        head = [f"def {name}({', '.join(arguments)}):"]
         if len(head[0]) > WIDTH:
-            head = ["def run(", "    w,", "    memory,", *(f"    {a}," for a in arguments), "):"]
-        return "\n".join(
-            [
-                *head,
-                '    """The outputs, in graph order. `memory` gives the bytes that '
-                'intermediate tensors share."""',
-                *self.lines.lines,
-            ]
-        )
+            head = [f"def {name}(", *(f"    {a}," for a in arguments), "):"]
+        return "\n".join([*head, f'    """{doc}"""', *self.lines.lines])
 
     def _sizes(self) -> None:
         """Symbols of the inputs' shapes, and what must hold between them."""
@@ -107,21 +129,21 @@ class PlanPrinter:
         for t in self.plan.inputs:
             for d, e in enumerate(t.shape):
                 if not isinstance(e, (Dim, Const)):
-                    wanted = self._text(e)
+                    wanted = self.text(e)
                     what = f"dimension {d} of input {t.name} is to be {e!r}"
-                    self._add(
+                    self.add(
                         f"require({self.arrays[t]}.shape[{d}] == {wanted}, ", ['""', python_string(what)], ")"
                     )
 
     def size(self, e: Expr) -> str:
-        return self._text(e)
+        return self.text(e)
 
-    def _text(self, e: Expr) -> str:
+    def text(self, e: Expr) -> str:
         """A host expression; elements of tensors are read where they lie."""
 
         def read(x: Load) -> Expr:
             b = Buffer(x.source.name, x.source.dtype, x.source.shape)
-            self.names.of[b] = self._array(x.source)
+            self.names.of[b] = self.array(x.source)
             return load(b, x.index)
 
         body = substitute(e, {}, read)
@@ -129,8 +151,8 @@ class PlanPrinter:
         return Printer(context, [body]).text(body).text
 
     def _define(self, s: Define) -> None:
-        value = self._text(s.value)
-        self._add(
+        value = self.text(s.value)
+        self.add(
             f"{self.names.name(s.dim, s.dim.name)} = known_size({value}, ", [python_string(s.origin)], ")"
         )
 
@@ -138,10 +160,10 @@ class PlanPrinter:
         for t in s.fresh:
             self._fresh(t)
         several = len(s.variants) > 1
-        arguments = [[self._array(t) for t in self._arguments(v)] for v in s.variants]
+        arguments = [[self.array(t) for t in self._arguments(v)] for v in s.variants]
         for k, (v, given) in enumerate(zip(s.variants, arguments, strict=True)):
             if several:
-                test = "else:" if v.guard is None else f"{'el' if k else ''}if {self._text(v.guard)}:"
+                test = "else:" if v.guard is None else f"{'el' if k else ''}if {self.text(v.guard)}:"
                 self.lines.add(test)
                 self.lines.depth += 1
             self._launch(v.kernel, given, v.kernel.origins)
@@ -149,9 +171,21 @@ class PlanPrinter:
                 self.lines.depth -= 1
         if any(self.uses[v.kernel].function.checks for v in s.variants):
             self.lines.add("check(error)")
+        self.release(s)
+
+    def release(self, s: Call | Control) -> None:
         dead = [self.arrays.pop(t) for t in s.release if t in self.arrays]
         if dead:
             self.lines.add(f"del {', '.join(dead)}")
+
+    def within(self, plan: Plan) -> str:
+        """Print a plan within this one; the name of its function."""
+        name = self.parts.pop(0)
+        printer = PlanPrinter(plan, self.uses, self.words, self.use, self.taken)
+        printer.parts, printer.weights, printer.inner = self.parts, self.weights, self.inner
+        printer.taken = self.taken
+        self.inner.append(printer.part(name))
+        return name
 
     def _arguments(self, v: Variant) -> tuple[Tensor, ...]:
         return v.arguments
@@ -163,27 +197,27 @@ class PlanPrinter:
         given = [*arrays, *scratch, *(["error"] if use.function.checks else []), *extra]
         if origins:
             self.lines.add(f"# {comment_text(', '.join(origins), WIDTH - 10)}")
-        self._add(f"{use.function.name}{self.words.launch(use, kernel, self._text)}(", given, ")")
+        self.add(f"{use.function.name}{self.words.launch(use, kernel, self.text)}(", given, ")")
 
     def _scratch(self, use: Use, kernel: Kernel) -> list[str]:
         """Memory of a kernel's own that its caller provides."""
         out = []
         for b in use.params[len(kernel.params) :]:
-            shape = [self._text(n) for n in b.shape]
+            shape = [self.text(n) for n in b.shape]
             count = kernel.notes["blocks"]
             assert isinstance(count, Expr)
             text = self.words.empty.format(
-                shape=tuple_text([self._text(count), *shape]), dtype=scalars.numpy_name(b.dtype)
+                shape=tuple_text([self.text(count), *shape]), dtype=scalars.numpy_name(b.dtype)
             )
             out.append(text)
         return out
 
     def _extra(self, e: Expr) -> str:
-        return scalars.literal(e.value, e.dtype).text if isinstance(e, Const) else self._text(e)
+        return scalars.literal(e.value, e.dtype).text if isinstance(e, Const) else self.text(e)
 
     # ---- where tensors lie --------------------------------------------------------------------------------
 
-    def _array(self, t: Tensor) -> str:
+    def array(self, t: Tensor) -> str:
         """The variable of a tensor; it is made where it is first needed."""
         place = self.plan.places[t]
         if place.kind == "weights":
@@ -191,10 +225,10 @@ class PlanPrinter:
         if t in self.arrays:
             return self.arrays[t]
         name = self.names.name(t, t.name)
-        shape = tuple_text([self._text(n) for n in t.shape])
+        shape = tuple_text([self.text(n) for n in t.shape])
         word = scalars.numpy_name(t.dtype)
         if place.kind == "arena":
-            text = self.words.from_arena.format(shape=shape, dtype=word, start=self._text(place.offset))
+            text = self.words.from_arena.format(shape=shape, dtype=word, start=self.text(place.offset))
         elif place.kind == "input":
             text = f"{self.arrays[self.plan.inputs[place.number]]}.reshape({shape})"
         elif place.kind == "output":
@@ -206,7 +240,7 @@ class PlanPrinter:
                 if home is not None
                 else self.words.empty.format(shape=shape, dtype=word)
             )
-        self._add(f"{name} = {text}", [], "")
+        self.add(f"{name} = {text}", [], "")
         self.arrays[t] = name
         return name
 
@@ -219,17 +253,17 @@ class PlanPrinter:
         return f"{made}.reshape({shape})"
 
     def _fresh(self, t: Tensor) -> None:
-        self._array(t)
+        self.array(t)
 
     def _result(self, number: int, t: Tensor) -> str:
         """An output: the array that was written, or a copy of an input or a weight that is one."""
         place = self.plan.places[t]
         if t in self.plan.inputs or t.data is not None:
-            source = self.arrays[t] if t in self.plan.inputs else self._array(t)
+            source = self.arrays[t] if t in self.plan.inputs else self.array(t)
             return self.words.copy.format(array=source)
         if place.kind == "output" and place.number != number:
-            return self.words.copy.format(array=self._array(t))
-        return self._array(t)
+            return self.words.copy.format(array=self.array(t))
+        return self.array(t)
 
     # ---- weights ------------------------------------------------------------------------------------------
 
@@ -256,7 +290,7 @@ class PlanPrinter:
             self._launch(v.kernel, arrays, ())
         dead = [n for t, n in here.items() if not n.startswith("w.")]
         if dead:
-            self._add("del ", dead, "")
+            self.add("del ", dead, "")
 
     def _raw_or_made(self, t: Tensor, here: dict[Tensor, str]) -> str:
         if t.data is not None:
@@ -264,8 +298,8 @@ class PlanPrinter:
         if t not in here:
             packed = self.plan.places[t].kind == "weights"
             here[t] = f"w.{self.weights.name(t, t.name)}" if packed else self.names.name(t, t.name)
-            shape = tuple_text([self._text(n) for n in t.shape])
-            self._add(
+            shape = tuple_text([self.text(n) for n in t.shape])
+            self.add(
                 f"{here[t]} = {self.words.empty.format(shape=shape, dtype=scalars.numpy_name(t.dtype))}",
                 [],
                 "",
@@ -274,7 +308,7 @@ class PlanPrinter:
 
     # ---- text ---------------------------------------------------------------------------------------------
 
-    def _add(self, before: str, items: Sequence[str], after: str) -> None:
+    def add(self, before: str, items: Sequence[str], after: str) -> None:
         """A line, or several where it is long: one item after another, broken at commas."""
         line = f"{before}{', '.join(items)}{after}"
         room = WIDTH - 4 * self.lines.depth
@@ -292,6 +326,10 @@ class PlanPrinter:
         self.lines.add(row)
         self.lines.depth -= 1
         self.lines.add(after)
+
+
+def _count(plan: Plan) -> int:
+    return sum(1 + _count(p) for p in plan.inner())
 
 
 def raw_names(plan: Plan) -> dict[Tensor, str]:

@@ -145,3 +145,40 @@ give:
 done:
   ret void
 }
+
+; Memory that grows: { ptr memory, i64 capacity } holding %used bytes gets room for %more. Answers the memory,
+; null after setting the error.
+define hidden ptr @fusile_grow(ptr %ctx, ptr %place, i64 %used, i64 %more, i32 %site, ptr %error) nounwind {
+  %memory = load ptr, ptr %place
+  %capacity.place = getelementptr inbounds i64, ptr %place, i64 1
+  %capacity = load i64, ptr %capacity.place
+  %needed = call i64 @fusile_size_add(i64 %used, i64 %more)
+  %some = icmp ne ptr %memory, null
+  %large = icmp sge i64 %capacity, %needed
+  %whole = icmp sge i64 %needed, 0
+  %fits = and i1 %large, %whole
+  %enough = and i1 %some, %fits
+  br i1 %enough, label %done, label %grow
+
+grow:
+  %twice = call i64 @fusile_size_add(i64 %capacity, i64 %capacity)
+  %wide = call i64 @llvm.smax.i64(i64 %twice, i64 256)
+  %larger = call i64 @llvm.smax.i64(i64 %wide, i64 %needed)
+  %bytes = select i1 %whole, i64 %larger, i64 -1
+  %made = call ptr @fusile_temp(ptr %ctx, i64 %bytes, i32 %site, ptr %error)
+  %none = icmp eq ptr %made, null
+  br i1 %none, label %fail, label %move
+
+move:
+  call void @llvm.memcpy.p0.p0.i64(ptr %made, ptr %memory, i64 %used, i1 false)
+  call void @fusile_temp_free(ptr %ctx, ptr %memory)
+  store ptr %made, ptr %place
+  store i64 %bytes, ptr %capacity.place
+  ret ptr %made
+
+done:
+  ret ptr %memory
+
+fail:
+  ret ptr null
+}
