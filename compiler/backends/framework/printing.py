@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
 
 from fusile.backends.framework.code import Code, Name, Var, code
 from fusile.backends.framework.common import no_form
@@ -15,7 +18,7 @@ from fusile.ir import expr as ex
 from fusile.ir.tensor import Tensor, as_shape
 from fusile.ir.types import BY_CODE
 from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsupported, call
-from fusile.passes.to_tensor import _attributes, defined, parse_dim
+from fusile.passes.to_tensor import defined, parse_dim
 
 
 def program(n: Site) -> Sequence[Code | None]:
@@ -39,6 +42,22 @@ def program(n: Site) -> Sequence[Code | None]:
         turned = k == 0 and n.channels_last
         answer[k] = n.printer.framework.permute(found, last_order(results[k].rank)) if turned else found
     return answer
+
+
+def _attributes(node: ir.Node) -> dict[str, Any]:
+    """The attributes of a node as definitions take them."""
+    out: dict[str, Any] = {}
+    for word, held in node.attributes.items():
+        match held.type:
+            case ir.AttributeType.TENSOR:
+                out[word] = held.as_tensor().numpy()
+            case ir.AttributeType.INTS | ir.AttributeType.FLOATS | ir.AttributeType.STRINGS:
+                out[word] = tuple(held.value)
+            case ir.AttributeType.GRAPH | ir.AttributeType.GRAPHS:
+                raise Refusal("the graph inside it has no spelling as a tensor program")
+            case _:
+                out[word] = held.value
+    return out
 
 
 def _checked(t: object) -> Tensor:

@@ -44,7 +44,7 @@ def _graphs(node: ir.Node) -> list[ir.Graph]:
 
 class _Walk:
     def __init__(self, model: ir.Model, found: Types) -> None:
-        self.lowering = _Lowering(model)
+        self.lowering = _Lowering(model, model.graph)
         self.tensors = self.lowering.tensors
         self.found = found
         self._fresh = itertools.count()
