@@ -54,9 +54,10 @@ def emit(
 
 def _prepare(model: ir.Model, rows: Mapping[str, object]) -> None:
     """Expand what the framework has no word for by ONNX's definitions, and fill in shapes and types."""
+    from fusile.backends.framework.forms import kept
     from fusile.backends.framework.shapes import fill_in
 
-    frontend.expand(model, lambda domain, op_type: domain in ("", "fusile") and op_type in rows)
+    frontend.expand(model, kept(rows))
     clean_up(model)
     fill_in(model)
 

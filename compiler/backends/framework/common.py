@@ -216,7 +216,8 @@ class Printer:
         from fusile.backends.framework.printing import program
 
         node = site.node
-        row = self.framework.rows.get(node.op_type) if node.domain in ("", "fusile") else None
+        label = node.op_type if node.domain in ("", "fusile") else f"{node.domain}::{node.op_type}"
+        row = self.framework.rows.get(label)
         if row is None:
             return program(site)
         if self.framework.avoids(node):

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from fusile.backends.framework.code import Code, Name, Plain, Ternary, Var, call, code
 from fusile.backends.framework.common import Row
 from fusile.backends.framework.naming import snake
+from fusile.backends.framework.shapes import TAKEN
 from fusile.backends.framework.site import Site
 
 
@@ -32,16 +33,21 @@ def _scalar(n: Site, i: int) -> Code | None:
     if not n.has(i):
         return None
     array = n.host(i)
-    return n.printer.size(array.flat[0]) if array is not None else call("int", n.tensor(i))
+    if array is not None:
+        return n.printer.size(array.flat[0])
+    single = n.has_rank(i) and n.rank(i) == 1
+    return call("int", n.tensor(i)[0] if single else n.tensor(i))
 
 
 # ---- graphs ------------------------------------------------------------------------------------------
 
 
 def if_(n: Site) -> Sequence[Code | None]:
-    known = n.scalar(0)
+    known, taken = n.scalar(0), n.node.meta.get(TAKEN)
     if known is not None:
-        return n.printer.inlined(_graph(n, "then_branch" if known else "else_branch"))
+        taken = "then_branch" if known else "else_branch"
+    if taken is not None:
+        return n.printer.inlined(_graph(n, taken))
     calls = []
     for attribute in ("then_branch", "else_branch"):
         method = n.printer.method(_graph(n, attribute), attribute, single=len(n.node.outputs) == 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -115,7 +116,7 @@ def source(printer: Printer) -> str:
             "layers": layers,
             "builds": _builds(printer),
             "arguments": names,
-            "unpacked": _unpacked(names),
+            "unpacked": _unpacked(names) if _is_tensor(printer.model.graph.inputs[:1]) else [],
             "signature": signature(
                 "def call", ["self", *names[:1], *(f"{n}=None" for n in names[1:])], ":", 4
             ),
@@ -133,6 +134,10 @@ def _builds(printer: Printer) -> list[str]:
         if layer.build is not None:
             out += layout("", name(f"self.{layer.attribute}.build")(layer.build), "", 8, {})
     return out
+
+
+def _is_tensor(values: Sequence[ir.Value]) -> bool:
+    return all(value.type is None or isinstance(value.type, ir.TensorType) for value in values)
 
 
 def _unpacked(names: list[str]) -> list[str]:

@@ -20,6 +20,8 @@ from fusile.ir.types import BOOL, BY_CODE, I64, DType
 from fusile.passes.to_tensor import _Lowering, defined, parse_dim
 
 _MOST_WALKS = 4
+TAKEN = "fusile.taken"
+"""Of an If: the attribute with the branch that is always taken. The other has no types."""
 
 
 def fill_in(model: ir.Model) -> None:
@@ -74,7 +76,7 @@ class _Walk:
         try:
             self.lowering._node(node)
         except InvalidModelError:
-            if node.graph is not None and node.graph.parent_node is None:
+            if node.graph is self.lowering.graph:
                 raise
             # A branch that is never taken may be made for other shapes.
 
@@ -111,6 +113,11 @@ class _Walk:
 
     def _control(self, node: ir.Node, inner: Sequence[ir.Graph]) -> None:
         if node.op_type == "If" and node.domain == "":
+            test = self._tensor(node.inputs[0])
+            if test is not None and test.known is not None and isinstance(test.known[0], Const):
+                branch = "then_branch" if test.known[0].value else "else_branch"
+                node.meta[TAKEN] = branch
+                inner = [node.attributes[branch].as_graph()]
             for graph in inner:
                 self.graph(graph)
             for k, value in enumerate(node.outputs):

@@ -174,13 +174,17 @@ class Words:
         if op == "shl":
             made = self.wrapped(made, t)
         elif t is U64:
-            if not isinstance(known, int):
-                raise Refusal(f"{self.framework} has no shift of uint64 by a number that is worked out")
-            made = made.binary("&", (1 << (64 - known)) - 1) if known else made
+            if isinstance(known, int):
+                made = made.binary("&", (1 << (64 - known)) - 1) if known else made
+            else:  # the sign comes in at the top and is masked out
+                signs = self.shifted(self.shifted(x.binary("|", -1), 63 - by, True), code(1), True)
+                made = made.binary("&", self.inverted(signs, t))
         if isinstance(known, int) and 0 <= known < t.bits:
             return made
         inside = by.binary(">=", 0).binary("&", by.binary("<", t.bits))
-        return self.where(inside, made, 0)
+        if op == "shl" or t.kind == "u":
+            return self.where(inside, made, 0)
+        return self.where(inside, made, -self.converted(x.binary("<", 0), self.held(t)))
 
     def _divided(self, op: str, args: Sequence[Val], t: DType) -> Code:
         a, b = args[0].code, args[1].code
