@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fusile.backends.framework import emit as em
-from fusile.backends.framework import torch_layers, torch_moves, torch_recurrent, torch_rows
+from fusile.backends.framework import torch_layers, torch_moves, torch_recurrent, torch_rows, torch_special
 from fusile.backends.framework.code import Name
 from fusile.backends.framework.common import Framework, Printer
 from fusile.backends.framework.control import CONTROL
@@ -18,8 +18,9 @@ from fusile.backends.framework.source import signature
 from fusile.graph.recognise import recognise
 from fusile.graph.tensors import weights
 from fusile.options import Options
+from fusile.passes.to_tensor import defined
 
-RESERVED = frozenset("F Model Stored Tensor attrgetter nn torch json math Callable".split())
+RESERVED = frozenset("F Model Stored Tensor attrgetter nn torch itertools json math Callable".split())
 ATTRIBUTES = frozenset(
     (
         "T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double"
@@ -32,7 +33,7 @@ ATTRIBUTES = frozenset(
 )
 FRAMEWORK = Framework(
     name="torch",
-    rows={**CONTROL, **torch_rows.ROWS, **torch_moves.MOVES, **torch_layers.LAYERS, **torch_recurrent.RECURRENT},
+    rows={**CONTROL, **torch_rows.ROWS, **torch_moves.MOVES, **torch_layers.LAYERS, **torch_recurrent.RECURRENT, **torch_special.SPECIAL},
     size=lambda x, axis: x.attribute("shape")[axis],
     sizes=lambda x: x.attribute("shape"),
     constant=torch_moves.constant,
@@ -42,10 +43,19 @@ FRAMEWORK = Framework(
     cast=torch_rows.cast_to,
     scalar=lambda size, kind: size,
     words=TorchWords,
+    avoids=lambda node: avoids(node),
     reserved=em.reserved("torch", RESERVED),
     attributes=ATTRIBUTES,
 )
 _NEEDS = {"resize_run": ("resize_axis",), "lstm": ("scan",), "gru": ("scan",), "rnn": ("scan",)}
+
+
+_SMALL = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E4M3FNUZ, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT8E5M2FNUZ})
+
+
+def avoids(node: ir.Node) -> bool:
+    """Whether PyTorch's operations round the floats of 8 bits that a node makes unlike ONNX, or not at all."""
+    return any(value.dtype in _SMALL for value in node.outputs) and defined(node.domain, node.op_type)
 
 
 def emit(model: ir.Model, folder: Path, options: Options | None = None) -> EmitReport:
@@ -84,6 +94,7 @@ def source(printer: Printer) -> str:
             "functional": em.uses(text, "F."),
             "callables": em.uses(text, "Callable["),
             "math": em.uses(text, "math."),
+            "itertools": em.uses(text, "itertools."),
             "tensors": tables,
             "ignored": em.ignored(printer),
             "gates": any(place.gates or place.part for _, place in printer.tensors.values()),

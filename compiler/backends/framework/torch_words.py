@@ -49,6 +49,11 @@ class TorchWords(Words):
     def converted(self, x: Code, t: DType) -> Code:
         return x.method("to", self.type(t))
 
+    def rounded(self, x: Code, t: DType) -> Code:
+        if t is ty.F8E4M3FN:  # PyTorch saturates, the type has a NaN for what is too large
+            x = call("torch.where", x.method("abs").binary(">", 464), float("nan"), x)
+        return super().rounded(x, t)
+
     def bitcast(self, x: Code, a: DType, b: DType) -> Code:
         own = x if self.held(a) is a else self.converted(x, a)
         out = own.method("view", self.type(b))
