@@ -134,6 +134,9 @@ class _Walk:
     def _merge(self, value: ir.Value, made: Sequence[Tensor | None], like: ir.Value) -> None:
         """The type that a value has whichever of several tensors it is."""
         known = [t for t in made if t is not None]
+        if len(made) == 1 and known:
+            self._bind(value, known[0])
+            return
         if len(known) == len(made) and len({(t.dtype, t.rank) for t in known}) == 1:
             first, rest = known[0], known[1:]
             sizes = [

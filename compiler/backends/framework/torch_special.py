@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from fusile.backends.framework.code import Code, Name, Plain, Var, call, name
+from fusile.backends.framework.code import Code, Name, Plain, Var, call
 from fusile.backends.framework.common import Row
 from fusile.backends.framework.site import Site
 from fusile.backends.framework.torch_moves import device, run_list
@@ -143,15 +143,12 @@ def multinomial(n: Site) -> Code:
 
 
 def dropout(n: Site) -> Sequence[Code | None]:
-    """Only reached where the file asks for dropout while it runs."""
-    x = n.tensor(0)
-    ratio = number(n, 1) if n.has(1) else 0.5
-    training = number(n, 2) if n.has(2) else False
-    if n.used(1):
-        kept = n.let(call("torch.rand_like", x).binary(">=", ratio) if training is not False else x, "kept")
-        test = kept if training is not False else call("torch.ones_like", x, dtype=name("torch.bool"))
-        return [x * test / (1 - (ratio if training is not False else 0)), test]
-    return [call("F.dropout", x, ratio, training=training)]
+    """Only reached where the file asks for dropout while it runs, or for its mask."""
+    ratio: Plain = number(n, 1) if n.has(1) else 0.5
+    training: Plain = number(n, 2) if n.has(2) else False
+    targets = (Var("x"), Var("kept"))
+    n.unpack(n.helper("dropout")(n.tensor(0), ratio, training), targets)
+    return [Name(t) for t in targets]
 
 
 SPECIAL: Mapping[str, Row] = {
@@ -168,5 +165,6 @@ SPECIAL: Mapping[str, Row] = {
     "RandomUniformLike": random_like("torch.rand"),
     "RandomNormalLike": random_like("torch.randn"),
     "Bernoulli": bernoulli,
+    "Dropout": dropout,
     "Multinomial": multinomial,
 }
