@@ -248,7 +248,7 @@ def check(source: Any, options: Options) -> CheckReport:
     try:
         if options.target in FRAMEWORKS:
             known = reports.framework_operators(FRAMEWORKS[options.target])
-            loaded = read(source, options, lambda domain, op: domain in ("", "fusile") and op in known)
+            loaded = read(source, options, reports.framework_keeps(known))
             gaps = reports.without_row(loaded, known, options.target)
         else:
             loaded = read(source, options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -41,11 +41,19 @@ def framework_operators(backend: str) -> Mapping[str, object]:
     return rows
 
 
+def framework_keeps(rows: Mapping[str, object]) -> Callable[[str, str], bool]:
+    """Whether a framework's source has an operator as it is, not expanded into ONNX's definition."""
+    from fusile.backends.framework.forms import kept
+
+    return kept(rows)
+
+
 def without_row(loaded: Loaded, rows: Mapping[str, object], target: str) -> tuple[Gap, ...]:
-    """The nodes for whose operators a framework has no row. What a row says of attributes shows when source
-    is written.
+    """The nodes for whose operators a framework has neither a row nor a tensor program. What these say of
+    attributes and types shows when source is written.
     """
     from fusile.backends.framework.common import no_form
+    from fusile.backends.framework.forms import has_form
 
     return tuple(
         Gap(
@@ -56,7 +64,7 @@ def without_row(loaded: Loaded, rows: Mapping[str, object], target: str) -> tupl
             *no_form(node, target),
         )
         for node in loaded.model.graph.all_nodes()
-        if node.domain not in ("", "fusile") or node.op_type not in rows
+        if not has_form(rows, node.domain, node.op_type)
     )
 
 

@@ -22,6 +22,8 @@ import onnx_ir as ir
 from fusile import frontend
 from fusile.backends.framework import torch
 from fusile.backends.framework import weights as wf
+from fusile.backends.framework.forms import kept
+from fusile.backends.framework.shapes import fill_in
 from fusile.errors import UsageError, show_name
 from fusile.frontend.storage import MappedTensor
 from fusile.frontend.structure import is_weight
@@ -29,7 +31,6 @@ from fusile.graph.cleanup import clean_up
 from fusile.graph.recognise import recognise
 from fusile.graph.tensors import Weight, weights
 from fusile.options import Options
-from fusile.passes.to_tensor import infer
 
 _COUNTERS = "num_batches_tracked"
 """A module's own statistics that no graph has."""
@@ -70,9 +71,9 @@ def _known(source: Any, options: Options) -> Mapping[str, Weight]:
     """Every stored tensor of the model as an emitted module knows it, by its initialiser."""
     rows = torch.FRAMEWORK.rows
     model = frontend.load(source, dims=dict(options.dims))
-    frontend.expand(model, lambda domain, op_type: domain in ("", "fusile") and op_type in rows)
+    frontend.expand(model, kept(rows))
     clean_up(model)
-    infer(model)
+    fill_in(model)
     recognise(model)
     return weights(model)
 

@@ -12,7 +12,6 @@ from fusile import frontend
 from fusile.errors import UsageError
 from fusile.graph.cleanup import clean_up
 from fusile.options import SOURCE_TARGETS, Options
-from fusile.passes.to_tensor import infer
 from fusile.tools.outputs import claim_folder
 
 if TYPE_CHECKING:
@@ -55,9 +54,12 @@ def emit(
 
 def _prepare(model: ir.Model, rows: Mapping[str, object]) -> None:
     """Expand what the framework has no word for by ONNX's definitions, and fill in shapes and types."""
-    frontend.expand(model, lambda domain, op_type: domain in ("", "fusile") and op_type in rows)
+    from fusile.backends.framework.forms import kept
+    from fusile.backends.framework.shapes import fill_in
+
+    frontend.expand(model, kept(rows))
     clean_up(model)
-    infer(model)
+    fill_in(model)
 
 
 def _refuse_unused(options: Options) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 WIDTH = 88
 
-_OR, _COMPARE, _BIT_OR, _BIT_XOR, _BIT_AND, _SHIFT, _SUM, _PRODUCT, _SIGN, _PRIMARY = range(1, 11)
+_CHOICE, _COMPARE, _BIT_OR, _BIT_XOR, _BIT_AND, _SHIFT, _SUM, _PRODUCT, _SIGN, _PRIMARY = range(1, 11)
 _PRECEDENCE = {
     **dict.fromkeys(("==", "!=", "<", "<=", ">", ">="), _COMPARE),
     "|": _BIT_OR,
@@ -244,6 +244,27 @@ class Binary(Code):
         own = self.precedence
         left = _inside(self.left, own + (own == _COMPARE), names)
         return f"{left} {self.sign} {_inside(self.right, own + 1, names)}"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Ternary(Code):
+    """`yes if test else no`."""
+
+    test: Code
+    yes: Code
+    no: Code
+    precedence = _CHOICE
+
+    @property
+    def parts(self) -> tuple[Code, ...]:
+        return (self.test, self.yes, self.no)
+
+    def with_parts(self, parts: tuple[Code, ...]) -> Code:
+        return Ternary(*parts)
+
+    def text(self, names: Names) -> str:
+        test, yes = (_inside(part, _CHOICE + 1, names) for part in (self.test, self.yes))
+        return f"{yes} if {test} else {self.no.text(names)}"
 
 
 @dataclass(frozen=True, eq=False, slots=True)

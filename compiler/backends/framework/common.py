@@ -7,6 +7,7 @@ arithmetic itself (`host.py`), so rows see sizes as expressions over dims.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -17,6 +18,7 @@ from fusile.backends.framework import host as ht
 from fusile.backends.framework.code import Code, Name, Plain, Targets, Var, code, name
 from fusile.backends.framework.host import HostArray, Scalar
 from fusile.backends.framework.naming import common_prefix, dim_hint, hint_of, short_path
+from fusile.backends.framework.refusal import Refusal
 from fusile.backends.framework.source import Body
 from fusile.errors import Gap, UnsupportedError
 from fusile.escape import identifier
@@ -28,6 +30,7 @@ from fusile.passes.to_tensor import defined, parse_dim
 
 if TYPE_CHECKING:
     from fusile.backends.framework.site import Site
+    from fusile.backends.framework.vocabulary import Words
 
 Row: TypeAlias = Callable[["Site"], "Code | Sequence[Code | None]"]
 Size: TypeAlias = "int | ex.Expr"
@@ -37,13 +40,19 @@ _LONGEST = 56
 """Characters of an attribute's name, of which the end tells more."""
 
 
-class Refusal(Exception):
-    """A row cannot print this node; becomes a gap in the list that the user sees."""
+class Listed(Exception):
+    """The gaps inside a node's graph are listed already."""
 
-    def __init__(self, reason: str, way_out: str = "") -> None:
-        self.reason = reason
-        self.way_out = way_out
-        super().__init__(reason)
+
+def captured(graph: ir.Graph) -> list[ir.Value]:
+    """The values around a graph that its nodes, or graphs inside them, read; constants left out."""
+    inside = {graph, *graph.subgraphs()}
+    found: dict[ir.Value, None] = {}
+    read = [v for node in graph.all_nodes() for v in node.inputs]
+    for value in [*read, *(v for g in inside for v in g.outputs)]:
+        if value is not None and not value.is_initializer() and value.graph not in inside:
+            found[value] = None
+    return list(found)
 
 
 def no_form(node: ir.Node, framework: str) -> tuple[str, str]:
@@ -81,6 +90,14 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class Method:
+    """A graph inside a node as a method of the module: what calls it, and what it is given from around."""
+
+    function: Code
+    given: tuple[Code, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Framework:
     """What differs between frameworks outside the rows."""
 
@@ -103,6 +120,10 @@ class Framework:
     cast: Callable[[Code, ir.DataType], Code]
     scalar: Callable[[Code, ir.DataType], Code]
     """A size beside a tensor of some type."""
+    words: Callable[[], Words]
+    """What printed tensor programs are written in."""
+    avoids: Callable[[ir.Node], bool] = lambda node: False
+    """Whether a row's operations do not take the types of a node."""
 
 
 @dataclass(slots=True)
@@ -127,12 +148,19 @@ class Printer:
     _opaque: dict[str, tuple[ir.Value, int]] = field(default_factory=dict)
     _prefix: tuple[str, ...] = ()
     gaps: list[Gap] = field(default_factory=list)
+    methods: list[tuple[str, Body, str]] = field(default_factory=list)
+    """Name, body and docstring of the methods beside the forward function."""
+    functions: list[list[str]] = field(default_factory=list)
+    """The lines of the functions that stand before the module."""
+    _printed: dict[tuple[str, ...], str] = field(default_factory=dict)
+    _function_names: set[str] = field(default_factory=set)
 
     # ---- the walk --------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Print every node. Raises UnsupportedError with all gaps at once."""
         self._attributes |= self.framework.attributes
+        self._function_names |= self.framework.reserved
         self._prefix = common_prefix(w.name for w in self.weights.values() if not tn.is_generic(w.name))
         self._begin()
         for node in self.model.graph:
@@ -142,12 +170,14 @@ class Printer:
         outputs = [self.tensor(value) for value in self.model.graph.outputs]
         self.body.result = outputs[0] if len(outputs) == 1 else code(tuple(outputs))
         self._bind_input_dims()
+        self.body.reserved |= self._function_names
 
     def _begin(self) -> None:
         taken = set(self.framework.reserved)
         for index, value in enumerate(self.model.graph.inputs):
             var = Var(identifier(short_path(str(value.name)), taken), fixed=True)
             taken.add(var.hint)
+            self._function_names.add(var.hint)
             self.arguments.append(var)
             self._known[value] = Name(var)
             for axis, size in enumerate(value.shape or ()):
@@ -165,13 +195,12 @@ class Printer:
             for value, array in zip(node.outputs, arrays, strict=False):
                 self._known[value] = array
             return
-        row = self.framework.rows.get(node.op_type) if node.domain in ("", "fusile") else None
         if any(v is not None and not v.is_initializer() and v not in self._known for v in node.inputs):
             return  # downstream of a gap that is listed already
         try:
-            if row is None:
-                raise Refusal(*no_form(node, self.framework.name))
-            answer = row(self.site(self, node))
+            answer = self._answer(self.site(self, node))
+        except Listed:
+            return
         except Refusal as refusal:
             opset = file_opset(self.model, node.domain)
             where = (node.op_type, node.domain, str(node.name or ""), opset)
@@ -181,6 +210,86 @@ class Printer:
         for value, result in zip(node.outputs, results, strict=False):
             if result is not None:
                 self._known[value] = self.body.let(result, hint_of(node, value))
+
+    def _answer(self, site: Site) -> Code | Sequence[Code | None]:
+        """What the row of a node makes, or where it has none that takes it, its tensor program."""
+        from fusile.backends.framework.printing import program
+
+        node = site.node
+        label = node.op_type if node.domain in ("", "fusile") else f"{node.domain}::{node.op_type}"
+        row = self.framework.rows.get(label)
+        if row is None:
+            return program(site)
+        if self.framework.avoids(node):
+            try:
+                return program(site)
+            except Refusal:
+                return row(site)
+        try:
+            return row(site)
+        except Refusal:
+            if defined(node.domain, node.op_type):
+                with contextlib.suppress(Refusal):
+                    return program(site)
+            raise
+
+    def names(self) -> frozenset[str]:
+        """Names of functions of the file."""
+        return frozenset(self._function_names)
+
+    def function_name(self, hint: str) -> str:
+        """A free name for a function of the file."""
+        return identifier(hint, self._function_names)
+
+    def function(
+        self, hint: str, lines: Callable[[str], list[str]], before: Sequence[str] = ()
+    ) -> Code:
+        """A function of the file, after those that it calls. One that is there already is not made again."""
+        key = tuple(lines(""))
+        if not before and key in self._printed:
+            return name(self._printed[key])
+        made = self._printed[key] = self.function_name(hint)
+        self.functions += [*([list(before)] if before else []), lines(made)]
+        return name(made)
+
+    # ---- graphs inside nodes ---------------------------------------------------------------------
+
+    def inlined(self, graph: ir.Graph) -> list[Code]:
+        """The outputs of a graph that is always taken, its nodes printed where they stand."""
+        self._nodes(graph)
+        return [self.tensor(value) for value in graph.outputs]
+
+    def _nodes(self, graph: ir.Graph) -> None:
+        before = len(self.gaps)
+        for node in graph:
+            self._node(node)
+        if len(self.gaps) > before:
+            raise Listed
+
+    def method(self, graph: ir.Graph, hint: str, single: bool = False) -> Method:
+        """Print a graph as a method. It answers a tuple, or with `single` its only output."""
+        outer = captured(graph)
+        held = {v: self.host(v) for v in outer}
+        known = {v: array for v, array in held.items() if array is not None and array.is_constant}
+        outer = [v for v in outer if v not in known]
+        given = tuple(self.tensor(v) for v in outer)
+        names = set(self.framework.reserved) | {"self"}
+        formals = [*graph.inputs, *outer]
+        variables = [Var(identifier(short_path(str(v.name)), names), fixed=True) for v in formals]
+        title = self.attribute(hint)
+        kept = (self.body, self._known, self._input_dims, self._dim_vars, self._opaque, self.arguments)
+        self.body = Body(tuple(variables), self.framework.reserved)
+        self._known = {**known, **{v: Name(var) for v, var in zip(formals, variables, strict=True)}}
+        self._input_dims, self._dim_vars, self._opaque, self.arguments = {}, {}, {}, variables
+        self._function_names |= {var.hint for var in variables}
+        try:
+            self._nodes(graph)
+            results = tuple(self.tensor(value) for value in graph.outputs)
+            self.body.result = results[0] if single else code(results)
+            self.methods.append((title, self.body, f"A graph inside of the model: {title}."))
+        finally:
+            self.body, self._known, self._input_dims, self._dim_vars, self._opaque, self.arguments = kept
+        return Method(name(f"self.{title}"), given)
 
     def _shape(self, node: ir.Node) -> list[HostArray] | None:
         """The sizes of a value; a channels-last value lists them in the order of `perm`."""

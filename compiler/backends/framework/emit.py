@@ -17,6 +17,7 @@ import onnx_ir as ir
 from fusile.backends.framework import weights as wf
 from fusile.backends.framework.code import Code, Plain, call, layout, literal
 from fusile.backends.framework.common import Framework, Place, Printer, stored_axes
+from fusile.backends.framework.source import signature
 from fusile.errors import UsageError
 from fusile.graph.tensors import Role, Weight
 
@@ -116,10 +117,10 @@ def reserved(framework: str, own: frozenset[str]) -> frozenset[str]:
     return own | _FRAME_NAMES | helpers | {f"{name}_step" for name in helpers}
 
 
-def helper_sources(framework: Framework, names: Sequence[str], needs: Mapping[str, Sequence[str]]) -> str:
-    """The text of helper functions and of those that they call, sorted by name."""
+def helper_sources(framework: Framework, printer: Printer, needs: Mapping[str, Sequence[str]]) -> str:
+    """The text of helper functions and of those that they call, sorted by name; then of printed programs."""
     wanted: set[str] = set()
-    pending = list(names)
+    pending = list(printer.helpers)
     while pending:
         name = pending.pop()
         if name not in wanted:
@@ -128,6 +129,7 @@ def helper_sources(framework: Framework, names: Sequence[str], needs: Mapping[st
     loader = jinja2.PackageLoader("fusile.templates", framework.name)
     environment = jinja2.Environment(loader=loader, autoescape=False)
     texts = [loader.get_source(environment, f"helpers/{name}.py.j2")[0] for name in sorted(wanted)]
+    texts += ["\n".join(lines) for lines in printer.functions]
     return "\n\n".join(text.strip() + "\n" for text in texts)
 
 
@@ -173,6 +175,18 @@ def layer_lines(printer: Printer, indent: int) -> list[str]:
     for layer in printer.layers:
         before = f"self.{layer.attribute} = " if layer.assign else ""
         out += layout(before, layer.constructor, "", indent, {})
+    return out
+
+
+def method_lines(printer: Printer) -> list[str]:
+    """The methods that graphs inside nodes became, each after an empty line."""
+    words = printer.framework.words()
+    out: list[str] = []
+    for title, body, doc in printer.methods:
+        body.reserved |= printer.names()
+        typed = ["self", *(words.parameter(var.hint, var.tensor) for var in body.arguments)]
+        out += ["", *signature(f"def {title}", typed, words.answer("tuple"), 4)]
+        out += [f'        """{doc}"""', *body.lines(8)]
     return out
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
 from fusile.backends.framework import emit as em
-from fusile.backends.framework import keras_layers, keras_moves, keras_recurrent, keras_rows
+from fusile.backends.framework import keras_layers, keras_moves, keras_recurrent, keras_rows, keras_special
 from fusile.backends.framework.code import call, layout, name
 from fusile.backends.framework.common import Framework, Printer
+from fusile.backends.framework.control import CONTROL
 from fusile.backends.framework.emit import EmitReport
 from fusile.backends.framework.site import Site
+from fusile.backends.framework.keras_words import KerasWords
 from fusile.backends.framework.source import signature
 from fusile.graph.layout import channels_last
 from fusile.graph.recognise import recognise
@@ -40,7 +43,7 @@ ATTRIBUTES = frozenset(
 )
 FRAMEWORK = Framework(
     name="keras",
-    rows={**keras_rows.ROWS, **keras_moves.MOVES, **keras_layers.LAYERS, **keras_recurrent.RECURRENT},
+    rows={**CONTROL, **keras_rows.ROWS, **keras_moves.MOVES, **keras_layers.LAYERS, **keras_recurrent.RECURRENT, **keras_special.SPECIAL},
     size=lambda x, axis: call("ops.shape", x)[axis],
     sizes=lambda x: call("ops.shape", x),
     constant=keras_moves.constant,
@@ -49,12 +52,14 @@ FRAMEWORK = Framework(
     reshape=keras_rows.reshape_to,
     cast=keras_rows.cast_to,
     scalar=keras_rows.cast_to,
+    words=KerasWords,
     reserved=em.reserved("keras", RESERVED),
     attributes=ATTRIBUTES,
 )
 _NEEDS = {
     "resize_run": ("resize_axis",),
     "scatter_elements": ("scatter_product",),
+    "put": ("scatter_product",),
     "lstm": ("steps", "by_name"),
     "gru": ("steps", "by_name"),
     "rnn": ("steps", "by_name"),
@@ -81,10 +86,11 @@ def emit(model: ir.Model, folder: Path, options: Options | None = None) -> EmitR
 def source(printer: Printer) -> str:
     """The text of model.py."""
     body = printer.body.lines(8)
+    methods = em.method_lines(printer)
     layers = em.layer_lines(printer, 8)
     names = [var.hint for var in printer.arguments]
-    helpers = em.helper_sources(FRAMEWORK, list(printer.helpers), _NEEDS)
-    text = "\n".join([*body, *layers, helpers])
+    helpers = em.helper_sources(FRAMEWORK, printer, _NEEDS)
+    text = "\n".join([*body, *methods, *layers, helpers])
     tables = {
         table.lower(): em.table(table, role, printer)
         for table, role in (("PARAMETERS", "param"), ("BUFFERS", "buffer"), ("CONSTANTS", "constant"))
@@ -110,12 +116,13 @@ def source(printer: Printer) -> str:
             "layers": layers,
             "builds": _builds(printer),
             "arguments": names,
-            "unpacked": _unpacked(names),
+            "unpacked": _unpacked(names) if _is_tensor(printer.model.graph.inputs[:1]) else [],
             "signature": signature(
                 "def call", ["self", *names[:1], *(f"{n}=None" for n in names[1:])], ":", 4
             ),
             "doc": em.forward_doc(printer),
             "body": body,
+            "methods": methods,
         },
     )
 
@@ -127,6 +134,10 @@ def _builds(printer: Printer) -> list[str]:
         if layer.build is not None:
             out += layout("", name(f"self.{layer.attribute}.build")(layer.build), "", 8, {})
     return out
+
+
+def _is_tensor(values: Sequence[ir.Value]) -> bool:
+    return all(value.type is None or isinstance(value.type, ir.TensorType) for value in values)
 
 
 def _unpacked(names: list[str]) -> list[str]:

@@ -7,17 +7,20 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fusile.backends.framework import emit as em
-from fusile.backends.framework import torch_layers, torch_moves, torch_recurrent, torch_rows
+from fusile.backends.framework import torch_layers, torch_moves, torch_recurrent, torch_rows, torch_special
 from fusile.backends.framework.code import Name
 from fusile.backends.framework.common import Framework, Printer
+from fusile.backends.framework.control import CONTROL
 from fusile.backends.framework.emit import EmitReport
 from fusile.backends.framework.site import Site
+from fusile.backends.framework.torch_words import TorchWords
 from fusile.backends.framework.source import signature
 from fusile.graph.recognise import recognise
 from fusile.graph.tensors import weights
 from fusile.options import Options
+from fusile.passes.to_tensor import defined
 
-RESERVED = frozenset("F Model Stored Tensor attrgetter nn torch json math Callable".split())
+RESERVED = frozenset("F Model Stored Tensor attrgetter nn torch itertools json math Callable".split())
 ATTRIBUTES = frozenset(
     (
         "T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double"
@@ -30,7 +33,7 @@ ATTRIBUTES = frozenset(
 )
 FRAMEWORK = Framework(
     name="torch",
-    rows={**torch_rows.ROWS, **torch_moves.MOVES, **torch_layers.LAYERS, **torch_recurrent.RECURRENT},
+    rows={**CONTROL, **torch_rows.ROWS, **torch_moves.MOVES, **torch_layers.LAYERS, **torch_recurrent.RECURRENT, **torch_special.SPECIAL},
     size=lambda x, axis: x.attribute("shape")[axis],
     sizes=lambda x: x.attribute("shape"),
     constant=torch_moves.constant,
@@ -39,10 +42,20 @@ FRAMEWORK = Framework(
     reshape=lambda x, shape: x.method("reshape", *shape),
     cast=torch_rows.cast_to,
     scalar=lambda size, kind: size,
+    words=TorchWords,
+    avoids=lambda node: avoids(node),
     reserved=em.reserved("torch", RESERVED),
     attributes=ATTRIBUTES,
 )
 _NEEDS = {"resize_run": ("resize_axis",), "lstm": ("scan",), "gru": ("scan",), "rnn": ("scan",)}
+
+
+_SMALL = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E4M3FNUZ, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT8E5M2FNUZ})
+
+
+def avoids(node: ir.Node) -> bool:
+    """Whether PyTorch's operations round the floats of 8 bits that a node makes unlike ONNX, or not at all."""
+    return any(value.dtype in _SMALL for value in node.outputs) and defined(node.domain, node.op_type)
 
 
 def emit(model: ir.Model, folder: Path, options: Options | None = None) -> EmitReport:
@@ -61,14 +74,15 @@ def emit(model: ir.Model, folder: Path, options: Options | None = None) -> EmitR
 def source(printer: Printer) -> str:
     """The text of model.py."""
     body = printer.body.lines(8)
+    methods = em.method_lines(printer)
     layers = em.layer_lines(printer, 8)
     names = [var.hint for var in printer.arguments]
     count = len(printer.model.graph.outputs)
     answer = "Tensor" if count == 1 else f"tuple[{', '.join(['Tensor'] * count)}]"
     answer = answer if len(answer) <= 60 else "tuple[Tensor, ...]"
     arguments = ["self", *(f"{name}: Tensor" for name in names)]
-    helpers = em.helper_sources(FRAMEWORK, list(printer.helpers), _NEEDS)
-    text = "\n".join([*body, *layers, helpers])
+    helpers = em.helper_sources(FRAMEWORK, printer, _NEEDS)
+    text = "\n".join([*body, *methods, *layers, helpers])
     tables = {
         name.lower(): em.table(name, role, printer)
         for name, role in (("PARAMETERS", "param"), ("BUFFERS", "buffer"), ("CONSTANTS", "constant"))
@@ -80,6 +94,7 @@ def source(printer: Printer) -> str:
             "functional": em.uses(text, "F."),
             "callables": em.uses(text, "Callable["),
             "math": em.uses(text, "math."),
+            "itertools": em.uses(text, "itertools."),
             "tensors": tables,
             "ignored": em.ignored(printer),
             "gates": any(place.gates or place.part for _, place in printer.tensors.values()),
@@ -88,6 +103,7 @@ def source(printer: Printer) -> str:
             "signature": signature("def forward", arguments, f" -> {answer}:", 4),
             "doc": em.forward_doc(printer),
             "body": body,
+            "methods": methods,
         },
     )
 
