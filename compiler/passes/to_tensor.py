@@ -41,8 +41,8 @@ def defined(domain: str, name: str) -> bool:
 
 def takes(node: ir.Node) -> bool:
     """Whether the tensor program defines a node, with the graphs inside it, on tensors of numbers."""
-    inner = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return defined(node.domain, node.op_type) and all(a.type not in inner for a in node.attributes.values())
+    graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    return defined(node.domain, node.op_type) and all(takes(inner) for graph in graphs for inner in graph)
 
 
 def _load_definitions() -> None:
