@@ -7,6 +7,7 @@ from fusile.kernels.families import (  # noqa: F401
     indexing,
     linear_models,
     movement,
+    ngrams,
     normalisation,
     pooling,
     preparation,
