@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from fusile.errors import Gap, InvalidModelError, UnsupportedError, show_name, show_names
-from fusile.frontend import gradients, rules_contrib, rules_nn, rules_tensor
+from fusile.frontend import gradients, rules_contrib, rules_ml, rules_nn, rules_tensor
 from fusile.frontend.inline import inline_functions, normal_imports, stamp_versions, take_over
 from fusile.frontend.names import Names, all_graphs, settle_names, sort_nodes
 from fusile.frontend.rules import CANONICAL_OPSET, Rule, Site, add_initializer, gap
@@ -39,6 +39,10 @@ def _rules() -> Mapping[tuple[str, str], tuple[Rule, ...]]:
     """The rules of each operator, oldest first."""
     rows = (*rules_tensor.RULES, *rules_nn.RULES, *rules_contrib.RULES)
     every = sorted(rows, key=lambda rule: (rule.domain, rule.op_type))
+
+    every = sorted(
+        (*rules_tensor.RULES, *rules_nn.RULES, *rules_ml.RULES), key=lambda rule: (rule.domain, rule.op_type)
+    )
     grouped = groupby(every, key=lambda rule: (rule.domain, rule.op_type))
     return {name: tuple(sorted(group, key=lambda rule: rule.before)) for name, group in grouped}
 

@@ -140,13 +140,26 @@ class Site:
     def emit_many(
         self, op_type: str, inputs: Sequence[ir.Value | None], outputs: int, **attributes: AttrValue
     ) -> Sequence[ir.Value]:
+        made = [attribute(name, value) for name, value in attributes.items()]
+        return self.emit_node("", op_type, CANONICAL_OPSET, inputs, made, outputs)
+
+    def emit_node(
+        self,
+        domain: str,
+        op_type: str,
+        version: int | None,
+        inputs: Sequence[ir.Value | None],
+        attributes: Sequence[ir.Attr],
+        outputs: int = 1,
+    ) -> Sequence[ir.Value]:
+        """A new node of any domain and version before this one; its outputs."""
         node = ir.Node(
-            "",
+            domain,
             op_type,
             inputs,
-            [attribute(name, value) for name, value in attributes.items()],
+            attributes,
             num_outputs=outputs,
-            version=CANONICAL_OPSET,
+            version=version,
             name=self.names.node(f"{self.node.name}/{op_type}"),
         )
         for index, value in enumerate(node.outputs):

@@ -12,6 +12,9 @@ Types = dict[str, onnx.TypeProto]
 
 _INFERENCE_BYTES = 1024
 
+_OF_STRINGS = frozenset({("com.microsoft", "Tokenizer")})
+"""Operators that ONNX's inference does not know and that make strings."""
+
 
 def infer_types(model: ir.Model) -> Types:
     """The types of values by name, as ONNX's inference finds them. Large weights stay where they are."""
@@ -20,6 +23,9 @@ def infer_types(model: ir.Model) -> Types:
         if value.const_value is not None and value.const_value.nbytes > _INFERENCE_BYTES:
             del copy.graph.initializers[name]
             copy.graph.inputs.append(value)
+    for node in copy.graph.all_nodes():
+        if (node.domain, node.op_type) in _OF_STRINGS and node.outputs[0].type is None:
+            node.outputs[0].type = ir.TensorType(ir.DataType.STRING)
     try:
         proto = onnx.shape_inference.infer_shapes(to_proto(copy), check_type=False, strict_mode=False)
     except Exception:  # it helps where it can, and its errors are about what nobody asked for

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Expr, Load, as_expr, axis, free, load, substitute
-from fusile.ir.tensor import Compute, Extern, Program, Scan, Scatter, Stage, Tensor, stage_reads
+from fusile.ir.tensor import Compute, Program, Stage, Tensor, stage_reads
 from fusile.passes import access
 from fusile.passes.inline import Log
 

@@ -18,6 +18,7 @@ from fusile.kernels.families import (  # noqa: F401
     indexing,
     linear_models,
     movement,
+    ngrams,
     normalisation,
     ordering,
     pooling,

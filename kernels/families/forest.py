@@ -105,7 +105,7 @@ def build(
     child[leaves:] = np.where(holds, place[nodes.yes[branch]][:, None], place[nodes.no[branch]][:, None])
     modes = {nodes.mode[k] for k in branch}
     feature = np.zeros(count, np.int64)
-    threshold = np.zeros(count, dtype)
+    threshold: np.ndarray = np.zeros(count, dtype)
     feature[leaves:] = nodes.feature[branch]
     threshold[leaves:] = nodes.threshold[branch]
     node, target, weight = targets
@@ -162,7 +162,7 @@ def _depth(child: np.ndarray, leaves: int) -> int:
 
 
 def _column(values: Sequence[float] | np.ndarray | None, count: int, what: str, dtype: type) -> np.ndarray:
-    array = np.zeros(0, dtype) if values is None else np.asarray(values, dtype).ravel()
+    array: np.ndarray = np.zeros(0, dtype) if values is None else np.asarray(values, dtype).ravel()
     if array.size != count:
         raise Malformed(f"{array.size} {what} for {count} nodes")
     return array
@@ -221,7 +221,7 @@ def of_numbered_nodes(
     )
     said = len(targets)
     keys = list(zip(target_trees, target_nodes, strict=False))
-    weight = np.zeros(0, dtype) if weights is None else np.asarray(weights, dtype).ravel()
+    weight: np.ndarray = np.zeros(0, dtype) if weights is None else np.asarray(weights, dtype).ravel()
     if not len(target_trees) == len(target_nodes) == said == weight.size:
         raise Malformed(f"{said} targets, {weight.size} weights and {len(keys)} nodes for them")
     at = [places.get(key, -1) for key in keys]
@@ -258,7 +258,7 @@ def of_roots(
         raise Malformed(f"a node has mode {_first_outside(kinds, len(MODES))}")
     split = _column(thresholds, count, "splits", dtype).copy()
     feature = _column(features, count, "features", np.int64)
-    weight = np.asarray(weights, dtype).ravel()
+    weight: np.ndarray = np.asarray(weights, dtype).ravel()
     leaves = weight.size
     if len(targets) != leaves:
         raise Malformed(f"{len(targets)} targets for {leaves} leaves")
@@ -314,7 +314,7 @@ def of_roots(
 
 def _chains(kinds: np.ndarray, members: np.ndarray | None, dtype: type) -> dict[int, list[float]]:
     """The members by node that tests for them; each list ends with a NaN."""
-    values = np.zeros(0, dtype) if members is None else np.asarray(members, dtype).ravel()
+    values: np.ndarray = np.zeros(0, dtype) if members is None else np.asarray(members, dtype).ravel()
     groups: list[list[float]] = [[]]
     for v in values.tolist():
         if v != v:
@@ -379,11 +379,11 @@ def _certain(forest: Forest, has: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Per target: whether some tree always says something about it, and whether none ever does."""
     tree = _tree_of_leaf(forest)
     if tree is None:
-        return np.zeros(has.shape[1], bool), ~has.any(axis=0)
+        return np.zeros(has.shape[1], bool), np.asarray(~has.any(axis=0))
     reached = tree >= 0
     silent = np.zeros((forest.trees, has.shape[1]), bool)
     np.logical_or.at(silent, tree[reached], ~has[reached])
-    return (~silent).any(axis=0) & bool(forest.trees), ~has[reached].any(axis=0)
+    return np.asarray((~silent).any(axis=0)), np.asarray(~has[reached].any(axis=0))
 
 
 def _tree_of_leaf(forest: Forest) -> np.ndarray | None:

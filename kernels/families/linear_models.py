@@ -339,8 +339,8 @@ def _probabilities(scores: Tensor, classes: int, a: Sequence[float], b: Sequence
         return select(eq(i, j), diagonal[n, i], -(pair[n, j, i] * pair[n, i, j]))
 
     q = compute(pair.shape, entry, name="q")
-    start = filled((count, classes), 1 / classes, F32, "uniform")
-    zeros = filled((count, classes), 0, F32, "qp")
+    start = filled((count, const(classes)), 1 / classes, F32, "uniform")
+    zeros = filled((count, const(classes)), 0, F32, "qp")
     none, busy = filled((count,), 0, F32, "pqp"), filled((count,), False, BOOL, "done")
 
     def step(

@@ -9,6 +9,7 @@ import numpy as np
 from fusile.ir.expr import Expr, apply, cast, const, select
 from fusile.ir.tensor import Tensor, compute, constant
 from fusile.ir.types import F32, DType
+from fusile.kernels.families.activation import sigmoid_of
 from fusile.kernels.families.elementwise import unary
 from fusile.kernels.families.reduction import reduced
 from fusile.kernels.registry import Malformed
@@ -77,11 +78,17 @@ def softmax_of_rows(scores: Tensor, *, keep_zero: bool) -> Tensor:
 _BY_ELEMENT: dict[str, Callable[[Expr], Expr]] = {"LOGISTIC": logistic, "PROBIT": probit}
 
 
-def transformed(scores: Tensor, transform: str) -> Tensor:
-    """Scores of two or more columns after the transform. Raises Malformed for one that there is not."""
+def transformed(scores: Tensor, transform: str, by_row: bool = False) -> Tensor:
+    """Scores of two or more columns after the transform. Raises Malformed for one that there is not.
+
+    `by_row`: small probabilities are what is left to 1, as in models whose rows ONNX Runtime takes one by
+    one; else they are exact.
+    """
     check_transform(transform)
     if transform == "NONE":
         return scores
+    if transform == "LOGISTIC" and not by_row:
+        return unary(scores, sigmoid_of, "logistic")
     if transform in _BY_ELEMENT:
         return unary(scores, _BY_ELEMENT[transform], transform.lower())
     return softmax_of_rows(scores, keep_zero=transform == "SOFTMAX_ZERO")

@@ -143,7 +143,7 @@ def _scores(leaf: Tensor, forest: Forest, targets: int, kind: str) -> _Sums:
     fill = {"MIN": np.inf, "MAX": -np.inf}.get(kind, 0.0)
     said = tables.said_of(forest, targets, fill)
     combine = {"MIN": "min", "MAX": "max"}.get(kind, "add")
-    start = filled((leaf.shape[0], targets), fill, dtype, "start")
+    start = filled((leaf.shape[0], const(targets)), fill, dtype, "start")
     term, tells = _term(leaf, said, fill, dtype)
     uncertain = not (said.always | said.never).all()
 
@@ -258,7 +258,7 @@ def _regressed(
         v = sums.masked(n, c, v + shift[c] if shift is not None else v)
         return v if transform == "NONE" else cast(v, F32)
 
-    scores = transformed(compute(sums.total.shape, shifted, name="scores"), transform)
+    scores = transformed(compute(sums.total.shape, shifted, name="scores"), transform, by_row=True)
     return scores if scores.dtype is out else unary(scores, lambda v: cast(v, out), "regressed")
 
 
@@ -351,7 +351,7 @@ def tree_ensemble(
     )
     transform = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")[post_transform]
     out = F16 if x.dtype is F16 else x.dtype
-    none = np.zeros(0, dtype)
+    none: np.ndarray = np.zeros(0, dtype)
     return _regressed(ctx, x, forest, n_targets, AGGREGATES[aggregate_function], none, transform, out)
 
 
@@ -445,7 +445,7 @@ def _many_classes(
 
         ranked = compute(scores.shape, rank, name="ranked")
     label = _chosen(best_index(ranked, 1, "max", keep=False), labels)
-    return label, transformed(_single(scores), transform)
+    return label, transformed(_single(scores), transform, by_row=True)
 
 
 def _one_class(
@@ -507,7 +507,9 @@ class _Binary:
 
     def scores(self) -> Tensor:
         total = self.sums.total
-        two = transformed(_single(compute(total.shape, self._two_scores, name="pair")), self.transform)
+        two = transformed(
+            _single(compute(total.shape, self._two_scores, name="pair")), self.transform, by_row=True
+        )
         if self.base.size == 2:
             return two
         return compute(

@@ -13,8 +13,8 @@ from fusile.backends.framework.code import call, layout, name
 from fusile.backends.framework.common import Framework, Printer
 from fusile.backends.framework.control import CONTROL
 from fusile.backends.framework.emit import EmitReport
-from fusile.backends.framework.site import Site
 from fusile.backends.framework.keras_words import KerasWords
+from fusile.backends.framework.site import Site
 from fusile.backends.framework.source import signature
 from fusile.graph.layout import channels_last
 from fusile.graph.recognise import recognise
@@ -43,7 +43,14 @@ ATTRIBUTES = frozenset(
 )
 FRAMEWORK = Framework(
     name="keras",
-    rows={**CONTROL, **keras_rows.ROWS, **keras_moves.MOVES, **keras_layers.LAYERS, **keras_recurrent.RECURRENT, **keras_special.SPECIAL},
+    rows={
+        **CONTROL,
+        **keras_rows.ROWS,
+        **keras_moves.MOVES,
+        **keras_layers.LAYERS,
+        **keras_recurrent.RECURRENT,
+        **keras_special.SPECIAL,
+    },
     size=lambda x, axis: call("ops.shape", x)[axis],
     sizes=lambda x: call("ops.shape", x),
     constant=keras_moves.constant,

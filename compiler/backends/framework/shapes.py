@@ -218,7 +218,9 @@ class _Walk:
             self.tensors.pop(str(formal.name), None)
             formal.shape = None
             return True
-        sizes = [a if a is b or _is_fresh(a) else self.fresh() for a, b in zip(now.shape, then.shape, strict=True)]
+        sizes = [
+            a if a is b or _is_fresh(a) else self.fresh() for a, b in zip(now.shape, then.shape, strict=True)
+        ]
         if sizes == list(now.shape):
             return False
         self._formal(formal, now.dtype, sizes)
@@ -233,5 +235,3 @@ def _graph_dim(e: Expr) -> int | ir.SymbolicDim:
     if isinstance(e, Const):
         return int(e.value)
     return ir.SymbolicDim(e.name if isinstance(e, Dim) else repr(e))
-
-

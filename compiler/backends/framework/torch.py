@@ -13,8 +13,8 @@ from fusile.backends.framework.common import Framework, Printer
 from fusile.backends.framework.control import CONTROL
 from fusile.backends.framework.emit import EmitReport
 from fusile.backends.framework.site import Site
-from fusile.backends.framework.torch_words import TorchWords
 from fusile.backends.framework.source import signature
+from fusile.backends.framework.torch_words import TorchWords
 from fusile.graph.recognise import recognise
 from fusile.graph.tensors import weights
 from fusile.options import Options
@@ -33,7 +33,14 @@ ATTRIBUTES = frozenset(
 )
 FRAMEWORK = Framework(
     name="torch",
-    rows={**CONTROL, **torch_rows.ROWS, **torch_moves.MOVES, **torch_layers.LAYERS, **torch_recurrent.RECURRENT, **torch_special.SPECIAL},
+    rows={
+        **CONTROL,
+        **torch_rows.ROWS,
+        **torch_moves.MOVES,
+        **torch_layers.LAYERS,
+        **torch_recurrent.RECURRENT,
+        **torch_special.SPECIAL,
+    },
     size=lambda x, axis: x.attribute("shape")[axis],
     sizes=lambda x: x.attribute("shape"),
     constant=torch_moves.constant,
@@ -50,7 +57,9 @@ FRAMEWORK = Framework(
 _NEEDS = {"resize_run": ("resize_axis",), "lstm": ("scan",), "gru": ("scan",), "rnn": ("scan",)}
 
 
-_SMALL = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E4M3FNUZ, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT8E5M2FNUZ})
+_SMALL = frozenset(
+    {ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E4M3FNUZ, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT8E5M2FNUZ}
+)
 
 
 def avoids(node: ir.Node) -> bool:

@@ -146,7 +146,12 @@ class TorchWords(Words):
         return self.helper("put")(x, tuple(places), value, kind, **extra)
 
     def repeat(
-        self, step: Code, count: Code, state: tuple[Code, ...], given: tuple[Code, ...], extra: Sequence[Plain]
+        self,
+        step: Code,
+        count: Code,
+        state: tuple[Code, ...],
+        given: tuple[Code, ...],
+        extra: Sequence[Plain],
     ) -> Code:
         return self.helper("repeat")(step, count, state, given, *extra)
 

@@ -285,7 +285,12 @@ class Words:
         raise NotImplementedError
 
     def repeat(
-        self, step: Code, count: Code, state: tuple[Code, ...], given: tuple[Code, ...], extra: Sequence[Plain]
+        self,
+        step: Code,
+        count: Code,
+        state: tuple[Code, ...],
+        given: tuple[Code, ...],
+        extra: Sequence[Plain],
     ) -> Code:
         """A loop over a function: answers (states, stacked rows)."""
         raise NotImplementedError
