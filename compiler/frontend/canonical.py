@@ -37,14 +37,20 @@ _OLD_TREES = frozenset({"TreeEnsembleClassifier", "TreeEnsembleRegressor"})
 @functools.cache
 def _rules() -> Mapping[tuple[str, str], tuple[Rule, ...]]:
     """The rules of each operator, oldest first."""
-    rows = (*rules_tensor.RULES, *rules_nn.RULES, *rules_contrib.RULES)
+    rows = (*rules_tensor.RULES, *rules_nn.RULES, *rules_contrib.RULES, *rules_ml.RULES)
     every = sorted(rows, key=lambda rule: (rule.domain, rule.op_type))
-
-    every = sorted(
-        (*rules_tensor.RULES, *rules_nn.RULES, *rules_ml.RULES), key=lambda rule: (rule.domain, rule.op_type)
-    )
     grouped = groupby(every, key=lambda rule: (rule.domain, rule.op_type))
     return {name: tuple(sorted(group, key=lambda rule: rule.before)) for name, group in grouped}
+
+
+def rewritten_operators() -> frozenset[tuple[str, str]]:
+    """The operators that the canonical form may express by others, by domain and name."""
+    return frozenset(_rules())
+
+
+def rewritten(domain: str, op_type: str) -> bool:
+    """Whether the canonical form may express an operator by others."""
+    return (domain, op_type) in _rules()
 
 
 def canonicalise(model: ir.Model) -> None:

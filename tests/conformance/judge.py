@@ -162,6 +162,7 @@ def main() -> None:
 
             RESULTS.mkdir(exist_ok=True)
             told = {"onnx": onnx.__version__, "cases": len(judged), "failed": failed}
+            told["without types"] = sorted(verdicts.keys() - judged.keys())
             (RESULTS / f"{backend}.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
 
 
