@@ -12,13 +12,13 @@ import numpy as np
 import onnx_ir as ir
 
 from fusile.dims import parse as parse_arithmetic
-from fusile.errors import Gap, InvalidModelError, UnsupportedError
+from fusile.errors import Gap, InvalidModelError, UnsettledError, UnsupportedError
 from fusile.graph.opsets import file_opset
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Const, Dim, Expr, Guard, Load, Reduce, const, dim, nodes, substitute
 from fusile.ir.tensor import Compute, Program, Scan, Tensor, as_shape, collect, compute, stage_reads
 from fusile.ir.types import BY_CODE
-from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsupported, call
+from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsettled, Unsupported, call
 
 MOST_KNOWN = 256
 """Tensors up to this many elements are followed as expressions over dims (shape arithmetic)."""
@@ -79,6 +79,7 @@ class _Lowering:
         self.model = model
         self.tensors: dict[str, Tensor] = {}
         self.gaps: list[Gap] = []
+        self.unsettled: list[str] = []
         self.ctx = Context("")
 
     def run(self) -> Program:
@@ -88,6 +89,8 @@ class _Lowering:
             self._constant(v)
         for node in graph:
             self._node(node)
+        if self.gaps and len(self.unsettled) == len(self.gaps):
+            raise UnsettledError(self.gaps, filter(None, self.unsettled))
         if self.gaps:
             raise UnsupportedError(self.gaps)
         outputs: list[Tensor] = []
@@ -163,6 +166,8 @@ class _Lowering:
             results = call(definition, self.ctx, inputs, _attributes(node), len(node.outputs))
         except Unsupported as e:
             self.gaps.append(Gap(*where, e.reason, e.way_out))
+            if isinstance(e, Unsettled):
+                self.unsettled.append(e.value)
             return
         except (Malformed, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as e:
             if isinstance(e, Malformed):
@@ -319,7 +324,8 @@ def _element(body: Expr, mapping: Mapping[Expr, Expr]) -> Expr | None:
 def lower(model: ir.Model) -> Program:
     """The tensor program of a canonical graph.
 
-    Raises UnsupportedError with every gap at once, InvalidModelError for a node that cannot be.
+    Raises UnsupportedError with every gap at once, UnsettledError where all of them close once inputs are
+    seen, InvalidModelError for a node that cannot be.
     """
     _load_definitions()
     return _Lowering(model).run()

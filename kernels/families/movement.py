@@ -9,7 +9,7 @@ from fusile.ir import index as ix
 from fusile.ir.expr import Expr, apply, as_expr, const, eq, inside, maximum, minimum, select
 from fusile.ir.tensor import Shape, Tensor, compute, from_exprs
 from fusile.ir.types import I64
-from fusile.kernels.registry import Context, Malformed, Unsupported, op
+from fusile.kernels.registry import Context, Malformed, Unsettled, Unsupported, op
 from fusile.kernels.shapes import broadcast, broadcast_read, normal_axes, normal_axis, reshaped
 
 _FAR = 10**9
@@ -96,7 +96,7 @@ def squeeze(ctx: Context, x: Tensor, axes: Tensor | None = None) -> Tensor:
         unknown = [n for n in x.shape if ix.number(n) is None]
         if unknown:
             reason = f"which dimensions are dropped depends on whether {unknown[0]} is 1"
-            raise Unsupported(reason, "fix the size by `--dims`, or name the axes in the model")
+            raise Unsettled(reason, "fix the size by `--dims`, or name the axes in the model")
         drop: tuple[int, ...] = tuple(k for k, n in enumerate(x.shape) if ix.number(n) == 1)
     else:
         drop = normal_axes(ctx.numbers(axes, "the list of axes"), x.rank)

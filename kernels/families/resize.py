@@ -12,7 +12,7 @@ from fusile.ir import index as ix
 from fusile.ir.expr import Expr, apply, cast, const, maximum, minimum, select
 from fusile.ir.tensor import Tensor, compute, constant, reduce_sum
 from fusile.ir.types import F32, I64, numpy_dtype
-from fusile.kernels.registry import Context, Malformed, Unsupported, op
+from fusile.kernels.registry import Context, Malformed, Unsettled, op
 from fusile.kernels.shapes import MOST_TABULATED, normal_axis
 
 
@@ -101,7 +101,7 @@ def _coordinate(plan: Plan, axis: Axis, i: Expr) -> Expr:
             return old * 0.5 * (1.0 - new / width) + (at + 0.5) / scale - 0.5
         case "tf_half_pixel_for_nn":
             return (at + 0.5) / scale
-    raise Unsupported(
+    raise Unsettled(
         f"Resize with {plan.coordinates!r} and sizes that are symbols", "fix the sizes by `--dims`"
     )
 
@@ -278,7 +278,7 @@ def _finish(x: Tensor, plan: Plan, mask: Tensor | None, i: Expr, v: Expr) -> Exp
 
 def _weights_when_run(x: Tensor, axis: Axis, plan: Plan) -> Callable[..., Expr]:
     if plan.antialias or plan.outside or not x.dtype.is_float:
-        raise Unsupported(
+        raise Unsettled(
             "Resize with antialias, exclude_outside or integers and sizes that are symbols",
             "fix the sizes by `--dims`",
         )
@@ -377,7 +377,7 @@ def _by_sizes(
     numbers = [(ix.number(x.shape[at]), ix.number(n)) for at, n in zip(where, sizes, strict=True)]
     ratios = [b / a for a, b in numbers if a is not None and b is not None]
     if len(ratios) != len(numbers):
-        raise Unsupported(f"Resize with {policy!r} and sizes that are symbols", "fix the sizes by `--dims`")
+        raise Unsettled(f"Resize with {policy!r} and sizes that are symbols", "fix the sizes by `--dims`")
     scale = min(ratios) if policy == "not_larger" else max(ratios)
     return [
         Axis(at, x.shape[at], const(math.floor(scale * (a or 0) + 0.5)), scale, None, r)
@@ -388,7 +388,7 @@ def _by_sizes(
 def _regions(ctx: Context, roi: Tensor | None, count: int) -> list[tuple[float, float]]:
     values = None if roi is None else ctx.floats(roi)
     if values is None or len(values) != 2 * count:
-        raise Unsupported(
+        raise Unsettled(
             "Resize with a region of interest that is not a constant", "fold the input into a constant"
         )
     return [(values[k], values[k + count]) for k in range(count)]

@@ -11,7 +11,7 @@ from fusile.ir.expr import Expr, apply, as_expr, cast, const, eq, select
 from fusile.ir.tensor import Tensor, compute, constant, reduce_sum
 from fusile.ir.types import F32, F64, DType, numpy_dtype
 from fusile.kernels.families.elementwise import dtype_of
-from fusile.kernels.registry import Context, Malformed, Unsupported, op
+from fusile.kernels.registry import Context, Malformed, Unsettled, op
 from fusile.kernels.shapes import MOST_TABULATED, literal, normal_axis
 
 
@@ -59,7 +59,7 @@ def _transformed(
     cosine, sine = _waves(rows, taps, length, x.dtype)
     parts = ix.number(x.shape[-1])
     if parts is None:
-        raise Unsupported("a spectrum whose last dimension is not a constant", "fix it by `--dims`")
+        raise Unsettled("a spectrum whose last dimension is not a constant", "fix it by `--dims`")
     is_complex = parts == 2
 
     def total(wave: Tensor, part: int, i: tuple[Expr, ...]) -> Expr:
@@ -178,9 +178,7 @@ def mel_weight_matrix(
     ctx.floats(low), ctx.floats(high)
     edges = [literal(low), literal(high)]
     if edges[0] is None or edges[1] is None:
-        raise Unsupported(
-            "MelWeightMatrix with edges that are not constants", "fold the inputs into constants"
-        )
+        raise Unsettled("MelWeightMatrix with edges that are not constants", "fold the inputs into constants")
     bins, length, rate = counts
     if min(counts) < 1 or bins * length > MOST_TABULATED * 16:
         raise Malformed(f"a filter bank of {bins} bins over a transform of {length} at {rate} Hz")
