@@ -19,7 +19,7 @@ from fusile.artefacts import Code, RawName, Shelf, runs_here
 from fusile.backends.native import build as native
 from fusile.backends.native.module import ForeignModule, Memory
 from fusile.backends.native.plan import raw_bytes
-from fusile.errors import UsageError
+from fusile.errors import UnsettledError, UsageError
 from fusile.ir.plan import Plan
 from fusile.ir.tensor import Tensor
 from fusile.loading import Loaded, face_of, needs_host, read, structure_of
@@ -42,7 +42,7 @@ Planner = Callable[[Loaded], Plan]
 @dataclass(frozen=True, slots=True)
 class Job:
     """What is to be compiled: the model as it was given, for whom, how its plan is made, and who wants to
-    know.
+    know. `region` says that it is a part of what the host runs, which has no host part of its own.
     """
 
     source: Any
@@ -51,6 +51,7 @@ class Job:
     plan: Planner
     progress: Progress
     keep_text: Callable[[str, str], None]
+    region: bool = False
 
     @property
     def denormals(self) -> bool:
@@ -70,10 +71,15 @@ def build(job: Job) -> Module:
         module: Module = host.build(loaded, job.options, job.target, job.progress)
     elif not here:
         module = _foreign(job, loaded)
-    elif shelf is None:
-        module = _uncached(job, loaded)
     else:
-        module = _cached(job, loaded, shelf)
+        try:
+            module = _uncached(job, loaded) if shelf is None else _cached(job, loaded, shelf)
+        except UnsettledError:
+            if job.region:
+                raise
+            from fusile import host
+
+            module = host.build(loaded, job.options, job.target, job.progress)
     loaded.watch.release()
     del loaded
     gc.collect()  # graphs are full of cycles

@@ -6,10 +6,11 @@ import importlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from fusile.errors import Gap
+from fusile.errors import Gap, show_word
 from fusile.graph.opsets import file_opset
 from fusile.ir import index as ix
 from fusile.ir.expr import Dim, Expr, const, nodes, substitute
@@ -24,6 +25,9 @@ from fusile.passes.fuse import Group
 from fusile.passes.inline import Log
 from fusile.report import CheckReport, ExplainReport, GroupNote, KernelNote, OperatorUse, Refusal
 from fusile.runtime.module import Port
+
+if TYPE_CHECKING:
+    from fusile.host.module import HostModule
 
 # ---- check -------------------------------------------------------------------------------------------
 
@@ -69,9 +73,16 @@ def without_row(loaded: Loaded, rows: Mapping[str, object], target: str) -> tupl
 
 
 def check(
-    name: str, options: Options, loaded: Loaded, program: Program | None, gaps: Sequence[Gap]
+    name: str,
+    options: Options,
+    loaded: Loaded,
+    program: Program | None,
+    gaps: Sequence[Gap],
+    hosted: HostModule | None = None,
 ) -> CheckReport:
-    """The report on a canonical graph; `program` is what became of it where nothing stood in the way."""
+    """The report on a canonical graph; `program` is what became of it where nothing stood in the way, and
+    `hosted` where it needs the host part.
+    """
     graph = loaded.model.graph
     refused = {(gap.op_type, gap.domain) for gap in gaps}
     counts = Counter((node.op_type, node.domain) for node in graph.all_nodes())
@@ -80,14 +91,19 @@ def check(
     notes = []
     if len(loaded.model.graph) and loaded.watch.read:
         notes.append(f"{len(loaded.watch.read)} weights shape the code: it is compiled for them alone")
+    notes += [] if hosted is None else _host_notes(hosted)
     return CheckReport(
         name,
         options.target,
-        tuple(
+        hosted.inputs
+        if hosted
+        else tuple(
             _port(value, loaded, program.inputs[k] if program else None)
             for k, value in enumerate(graph.inputs)
         ),
-        tuple(
+        hosted.outputs
+        if hosted
+        else tuple(
             _port(value, loaded, program.outputs[k] if program else None)
             for k, value in enumerate(graph.outputs)
         ),
@@ -101,6 +117,19 @@ def check(
         else _total(_bytes(t) for s in program.stages if not _moves(s) for t in s.outs),
         tuple(notes),
     )
+
+
+def _host_notes(hosted: HostModule) -> list[str]:
+    """Sentences on what the host part does in a model that needs it."""
+    counts = Counter(gap.op_type for gap in hosted.host_nodes)
+    notes = []
+    if counts:
+        told = ", ".join(f"{show_word(op)} ({n})" for op, n in counts.most_common(8))
+        notes.append(f"it needs the host part of a process, and has no form in a file: {told}")
+    notes += [f"compiled when its inputs are seen: {gap}" for gap in hosted.open]
+    if not notes:
+        notes.append("an input is of unknown rank: the model is compiled when one is seen")
+    return notes
 
 
 def _elements(tensor: ir.TensorProtocol) -> int:

@@ -50,6 +50,16 @@ class Unsupported(Exception):
         self.way_out = way_out
 
 
+class Unsettled(Unsupported):
+    """Raised by a definition for what it covers once it knows a size or the elements of a tensor: `value` is
+    the name of the tensor whose elements it needs, where it is about these.
+    """
+
+    def __init__(self, reason: str, way_out: str = "", value: str = "") -> None:
+        super().__init__(reason, way_out)
+        self.value = value
+
+
 class Malformed(Exception):
     """Raised by a definition for a node that no operator of this name can be (wrong rank, sizes that do not
     fit, …).
@@ -137,9 +147,10 @@ class Context:
             return self.runtime[t]
         count = ix.number(t.size)
         if count is None or count > 64 or t.rank > 1 or not t.dtype.is_int:
-            raise Unsupported(
+            raise Unsettled(
                 f"needs the value of {t.name} while compiling, which is worked out by the model",
                 "fix the input by `--dims` or fold it into a constant",
+                t.name,
             )
         indices = [(k,) if t.rank else () for k in range(count)]
         found = tuple(self._scalar(cast(t[i], I64), f"{t.name}{k}") for k, i in enumerate(indices))
@@ -150,7 +161,7 @@ class Context:
         """The elements of an integer tensor that shapes the code itself, such as axes; none where it is
         absent.
 
-        Raises Unsupported where they are not known while compiling.
+        Raises Unsettled where they are not known while compiling.
         """
         from fusile.ir import index as ix
 
@@ -160,7 +171,7 @@ class Context:
             return ()
         found = [ix.number(v) for v in self.values(t)] if t.known is not None else [None]
         if any(n is None for n in found):
-            raise Unsupported(f"{what} ({t.name}) is not a constant", "fold the input into a constant")
+            raise Unsettled(f"{what} ({t.name}) is not a constant", "fold the input into a constant", t.name)
         return tuple(n for n in found if n is not None)
 
     def floats(self, t: Tensor) -> tuple[float, ...] | None:

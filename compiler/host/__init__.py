@@ -5,6 +5,6 @@ A thin interpreter runs such nodes over Python values; everything between them i
 like a model of its own. Nothing imports this package for a graph that does not need it.
 """
 
-from fusile.host.assemble import assemble, build
+from fusile.host.assemble import build, examine
 
-__all__ = ["assemble", "build"]
+__all__ = ["build", "examine"]

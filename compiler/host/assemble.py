@@ -5,6 +5,7 @@ inputs are known, programs of steps.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import serde
 
-from fusile import artefacts
-from fusile.errors import Gap, InvalidModelError, UnsupportedError
+from fusile import artefacts, driver
+from fusile.errors import Gap, InvalidModelError, UnsettledError, UnsupportedError
 from fusile.frontend.types import declare_missing
 from fusile.graph.opsets import file_opset
 from fusile.graph.types import is_numeric
@@ -31,12 +32,15 @@ from fusile.host.partition import (
 )
 from fusile.host.program import Constant, HostProgram, NodeStep, Operand, RegionStep, Step
 from fusile.host.region import Compile, Known, Region, Source, Template
+from fusile.ir import index as ix
+from fusile.ir.tensor import Program
 from fusile.kernels import host as _definitions  # noqa: F401  (fills the table)
 from fusile.kernels.host.registry import HOST_OPERATORS
-from fusile.loading import Loaded
+from fusile.loading import Loaded, read
 from fusile.options import Options
+from fusile.passes.to_tensor import lower
 from fusile.report import Progress
-from fusile.runtime.module import Module, Port, element_of
+from fusile.runtime.module import ModelInfo, Module, Port, Signature, Value, element_of
 from fusile.target import TargetSpec
 
 
@@ -51,33 +55,81 @@ def build(loaded: Loaded, options: Options, target: TargetSpec, progress: Progre
     def compile(source: Source) -> Module:
         number = next(counter)
         folder = None if options.dump_ir is None else Path(options.dump_ir) / f"region{number}"
-        return artefacts.compile(source, inner.with_(dump_ir=folder) if folder else inner, progress)
+        own = inner.with_(dump_ir=folder) if folder else inner
+        found = artefacts.find(source, own)
+        return found if found is not None else driver.build(source, own, progress, region=True)
 
     loaded.watch.end(loaded.model)
     if not artefacts.runs_here(target):
-        raise without_file(assemble(loaded, None).host_nodes)
+        made = examine(loaded, options)
+        raise without_file((*made.host_nodes, *made.open))
     return assemble(loaded, compile)
 
 
-def assemble(loaded: Loaded, compile: Compile | None) -> HostModule:
-    """The module. Without `compile` nothing is compiled ahead of runs, and the module cannot run."""
-    made = _Assembly(loaded, compile)
-    program, inputs, outputs = made.run()
-    return HostModule(program, inputs, outputs, loaded.info, made.host_nodes, made.regions)
+def examine(loaded: Loaded, options: Options) -> HostModule:
+    """A module to be looked at: its regions are tensor programs, and cannot run. Raises as `build`."""
+
+    def look(source: Source) -> Module:
+        return _Looked(lower(read(source, options.with_(dims={}, weights=None)).model))
+
+    loaded.watch.end(loaded.model)
+    return assemble(loaded, look, copied=False)
 
 
-def _unable(source: Source) -> Module:
-    raise AssertionError("a module that was made to be looked at runs")
+class _Looked(Module):
+    """The face of a region that is not compiled."""
+
+    def __init__(self, program: Program) -> None:
+        self.outputs = tuple(
+            Port.tensor(name, t.dtype.code, [ix.number(n) for n in t.shape])
+            for name, t in zip(program.output_names, program.outputs)
+        )
+        self.signature = Signature(())
+        self.info = ModelInfo()
+
+    def run(self, feeds: Sequence[Value]) -> list[Value]:
+        raise AssertionError("what is only looked at cannot run")
+
+    def save(
+        self, path: str | os.PathLike[str], *, embed: bool = True, linker: str | None = None
+    ) -> tuple[Path, ...]:
+        raise AssertionError("what is only looked at cannot be saved")
+
+
+def assemble(loaded: Loaded, compile: Compile, copied: bool = True) -> HostModule:
+    """The module; `compile` makes its regions, out of models that hold the weights if they are `copied`."""
+    declare_missing(loaded.model)
+    same = forward_identities(loaded.model)
+    seen: frozenset[str] = frozenset()
+    while True:
+        made = _Assembly(loaded, compile, same, seen, copied)
+        try:
+            program, inputs, outputs = made.run()
+        except _Cut as cut:
+            seen |= cut.values
+            continue
+        return HostModule(program, inputs, outputs, loaded.info, made.host_nodes, made.open, made.regions)
+
+
+class _Cut(Exception):
+    """A region needs elements that it works out itself: it has to be two, one after the other."""
+
+    def __init__(self, values: frozenset[str]) -> None:
+        super().__init__()
+        self.values = values
 
 
 @dataclass(slots=True)
 class _Assembly:
     loaded: Loaded
-    compile: Compile | None
-    same: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    compile: Compile
+    same: Mapping[ir.Value, ir.Value]
+    seen: frozenset[str]
+    copied: bool
     known: dict[ir.Value, Known] = field(default_factory=dict)
     constants: dict[ir.Value, Constant] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
+    open: list[Gap] = field(default_factory=list)
     host_nodes: list[Gap] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
 
@@ -87,8 +139,6 @@ class _Assembly:
 
     def run(self) -> tuple[HostProgram, list[tuple[Port, ir.TypeProtocol]], list[Port]]:
         graph = self.model.graph
-        declare_missing(self.model)
-        self.same = forward_identities(self.model)
         for value in graph.inputs:
             self._declare(value, sure=True)
         program = self._program(graph)
@@ -104,7 +154,7 @@ class _Assembly:
 
     def _program(self, graph: ir.Graph) -> HostProgram:
         results = [self._source(value) for value in graph.outputs]
-        parts = partition(graph, results, self.same)
+        parts = partition(graph, results, self.same, self.seen)
         last = _last_uses(parts)
         kept = {str(value.name) for value in results}
         mine = [*graph.inputs, *(value for node in graph for value in node.outputs)]
@@ -171,13 +221,14 @@ class _Assembly:
             part.constants,
             tuple(self.model.graph.opset_imports.items()),
             self.model.ir_version,
+            self.copied,
         )
-        region = Region(template, self.compile or _unable)
+        region = Region(template, self.compile)
         self.regions.append(region)
         known = [self.known[value] for value in part.inputs if value in self.known]
         for value in part.outputs:
             self._declare(value, sure=False)
-        if self.compile is not None and len(known) == len(part.inputs):
+        if len(known) == len(part.inputs):
             self._prepare(region, part, known)
         return RegionStep(
             region, tuple(self._operand(value) for value in part.inputs), template.outputs, release
@@ -188,9 +239,14 @@ class _Assembly:
         sure = all(k.sure for k in known)
         try:
             module = region.prepare(known)
+        except UnsettledError as error:
+            made = {str(value.name) for node in part.nodes for value in node.outputs}
+            if error.values & made - self.seen:
+                raise _Cut(error.values & made) from None
+            (self.open if region.could_settle(error) else self.gaps).extend(error.gaps)
+            return
         except UnsupportedError as error:
-            if not region.could_adapt(error, known):
-                self.gaps += error.gaps
+            self.gaps += error.gaps
             return
         except InvalidModelError:
             if sure:

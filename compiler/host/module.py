@@ -16,7 +16,9 @@ from fusile.runtime.module import ModelInfo, Module, Port, Signature, Value
 
 
 class HostModule(Module):
-    """Runs a host program. `host_nodes` are the nodes that it runs itself, `regions` what is compiled."""
+    """Runs a host program. `host_nodes` are the nodes that it runs itself, `open` those that are compiled
+    once their inputs are seen, and why; `regions` is what is compiled.
+    """
 
     def __init__(
         self,
@@ -25,12 +27,14 @@ class HostModule(Module):
         outputs: Sequence[Port],
         info: ModelInfo,
         host_nodes: Sequence[Gap],
+        open: Sequence[Gap],
         regions: Sequence[Region],
     ) -> None:
         self.signature = Signature([port for port, _ in inputs])
         self.outputs = tuple(outputs)
         self.info = info
         self.host_nodes = tuple(host_nodes)
+        self.open = tuple(open)
         self.regions = tuple(regions)
         self._types = tuple(found for _, found in inputs)
         self._program = program
@@ -47,18 +51,15 @@ class HostModule(Module):
     def save(
         self, path: str | os.PathLike[str], *, embed: bool = True, linker: str | None = None
     ) -> tuple[Path, ...]:
-        raise without_file(self.host_nodes)
+        raise without_file((*self.host_nodes, *self.open))
 
 
-def without_file(host_nodes: Sequence[Gap]) -> UnsupportedError:
-    """The error for a graph with values of the host that shall become a file."""
+def without_file(gaps: Sequence[Gap]) -> UnsupportedError:
+    """The error for a graph that needs the host part, because of `gaps`, and shall become a file."""
     return UnsupportedError(
-        tuple(
-            Gap(gap.op_type, gap.domain, gap.node, gap.opset, "it runs in the host part, which no file holds")
-            for gap in host_nodes
-        ),
-        "The model has nodes that run in the host part of a process and have no form in a file"
-        if host_nodes
+        gaps,
+        "The model needs a process to run in, and has no form in a file"
+        if gaps
         else "The model has inputs of unknown rank: it is compiled once they are seen, and never to a file",
         todo="Run it in a process with fusile.compile or fusile.InferenceSession",
     )

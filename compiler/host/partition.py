@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -94,12 +94,18 @@ def forward_identities(model: ir.Model) -> dict[ir.Value, ir.Value]:
     return source
 
 
-def partition(graph: ir.Graph, results: Sequence[ir.Value], same: Mapping[ir.Value, ir.Value]) -> list[Part]:
+def partition(
+    graph: ir.Graph,
+    results: Sequence[ir.Value],
+    same: Mapping[ir.Value, ir.Value],
+    seen: Collection[str] = (),
+) -> list[Part]:
     """The steps of a graph in an order in which they can run.
 
     `results` are the values that leave it; `same` the results of Identity nodes, which are no steps. Every
     node has a level: a region holds all the nodes of one level, and a step of the host after a region is of
-    the next level. So there are as few regions as the steps between them allow.
+    the next level. So there are as few regions as the steps between them allow. What reads a value in `seen`
+    comes after the region that makes it, too: it is compiled for the value's elements.
     """
     nodes = [node for node in graph if not any(value in same for value in node.outputs)]
     reads = {node: reads_of(node) for node in nodes}
@@ -110,7 +116,7 @@ def partition(graph: ir.Graph, results: Sequence[ir.Value], same: Mapping[ir.Val
         for value in reads[node]:
             producer = value.producer()
             if producer is not None and producer in level:
-                later = hosted[node] and not hosted[producer]
+                later = not hosted[producer] and (hosted[node] or value.name in seen)
                 level[node] = max(level[node], level[producer] + later)
     readers: dict[ir.Value, list[ir.Node]] = {}
     for node in nodes:

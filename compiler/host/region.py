@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir import serde
 
-from fusile.errors import RunError, UnsupportedError
+from fusile.errors import InvalidModelError, RunError, UnsettledError, UnsupportedError
 from fusile.ir.types import BY_CODE, numpy_dtype
 from fusile.runtime.module import TENSOR_NAMES, Array, Module
 
@@ -24,7 +24,7 @@ Compile = Callable[[Source], Module]
 LARGEST_BYTES = 2**30
 """Weights up to this size go into the bytes of a region, by which the cache knows it."""
 SMALL = 64
-"""Integers that may shape the code, such as axes, come in tensors up to this size."""
+"""Elements that may shape the code, such as axes, come in tensors up to this size."""
 MOST_MODULES = 64
 """Specialisations of one region that are kept, the latest ones."""
 _STRING = 8
@@ -52,7 +52,9 @@ class Detail(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The nodes of a region as a model without the types of its inputs."""
+    """The nodes of a region as a model without the types of its inputs. `copied` says whether its sources
+    hold the weights, up to a limit.
+    """
 
     name: str
     nodes: tuple[onnx.NodeProto, ...]
@@ -61,6 +63,7 @@ class Template:
     constants: tuple[ir.Value, ...]
     opsets: tuple[tuple[str, int], ...]
     ir_version: int
+    copied: bool = True
 
     def source(self, given: Sequence[Known | Array]) -> Source:
         """The model for inputs that are known, or whose values are put in; in bytes where they can hold
@@ -89,7 +92,7 @@ class Template:
             graph.output.add(name=name)
         held = [value for value in self.constants if value.const_value is not None]
         size = sum(value.const_value.nbytes for value in held if value.const_value is not None)
-        if size > LARGEST_BYTES:
+        if size > LARGEST_BYTES or not self.copied:
             return self._with_weights(model, held)
         for value in held:
             assert value.const_value is not None
@@ -127,6 +130,17 @@ def element_of_dtype(dtype: np.dtype[Any]) -> int | None:
 Key = tuple[Any, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """A module, and which values it takes; the others are put into its code."""
+
+    module: Module
+    places: tuple[int, ...] | None = None
+
+    def run(self, values: Sequence[Any]) -> list[Any]:
+        return self.module.run(values if self.places is None else [values[at] for at in self.places])
+
+
 class Region:
     """Runs a region, compiling it for what it has not met: types and ranks, never shapes.
 
@@ -139,9 +153,9 @@ class Region:
         self._template = template
         self._compile = compile
         self._lock = threading.Lock()
-        self._modules: dict[Key, Module] = {}
+        self._modules: dict[Key, _Fitted] = {}
         self._details: dict[Key, tuple[Detail, ...]] = {}
-        self._prepared: dict[Key, Module] = {}
+        self._prepared: dict[Key, _Fitted] = {}
 
     @property
     def nodes(self) -> tuple[onnx.NodeProto, ...]:
@@ -151,12 +165,12 @@ class Region:
         """Compile ahead of any run. Raises what compiling raises."""
         module = self._compile(self._template.source(known))
         key = tuple((numpy_dtype(BY_CODE[k.element]), len(k.dims)) for k in known)
-        self._prepared[key] = module
+        self._prepared[key] = _Fitted(module)
         return module
 
-    def could_adapt(self, error: UnsupportedError, known: Sequence[Known]) -> bool:
-        """Whether what stands in the way may be gone once sizes or values of inputs are known."""
-        return bool(self._shaping(error, [(k.element, len(k.dims)) for k in known]))
+    def could_settle(self, error: UnsettledError) -> bool:
+        """Whether what is open depends on the inputs, and is settled once they are seen."""
+        return bool(self._behind(error))
 
     def run(self, values: Sequence[Any]) -> list[Any]:
         """The outputs for the inputs. Raises RunError."""
@@ -177,7 +191,7 @@ class Region:
             if closer is None:
                 raise
             result = self._module(key, closer, values).run(values)
-            self._details[key] = closer
+            self._details[key] = tuple(map(max, closer, self._details.get(key, closer)))
             return result
 
     def _closer(self, key: Key, values: Sequence[Array]) -> tuple[Detail, ...] | None:
@@ -188,7 +202,7 @@ class Region:
             return None
         return closer
 
-    def _module(self, key: Key, details: tuple[Detail, ...], values: Sequence[Array]) -> Module:
+    def _module(self, key: Key, details: tuple[Detail, ...], values: Sequence[Array]) -> _Fitted:
         full = (key, *(_description(v, d) for v, d in zip(values, details)))
         module = self._modules.get(full)
         if module is not None:
@@ -206,47 +220,60 @@ class Region:
 
     def _specialised(
         self, details: tuple[Detail, ...], values: Sequence[Array]
-    ) -> tuple[tuple[Detail, ...], Module]:
+    ) -> tuple[tuple[Detail, ...], _Fitted]:
         """A module for values, in no more detail than needed."""
         while True:
             try:
                 given = [_given(v, d, self._template) for v, d in zip(values, details)]
-                return details, self._compile(self._template.source(given))
+                places = tuple(at for at, d in enumerate(details) if d < Detail.VALUES)
+                module = self._compile(self._template.source(given))
+                return details, _Fitted(module, None if len(places) == len(values) else places)
+            except InvalidModelError as error:
+                raise RunError(
+                    "A part of the model does not fit the values that it met",
+                    node=self._template.nodes[0].name,
+                    why=str(error),
+                ) from error
             except UnsupportedError as error:
-                kinds = [(element_of_dtype(v.dtype) or 0, v.ndim) for v in values]
-                places = [
-                    place
-                    for place in self._shaping(error, kinds)
-                    if values[place].size <= SMALL and details[place] < Detail.VALUES
-                ]
-                if not places:
+                closer = self._settling(error, details, values) if isinstance(error, UnsettledError) else None
+                if closer is None:
                     gap = error.gaps[0]
                     raise RunError(
-                        "A node cannot be compiled for the values that it met",
+                        f"{gap.op_type} cannot be compiled for the values that it met",
                         node=gap.node,
                         why=gap.reason,
                         todo=gap.way_out or None,
                     ) from error
-                details = tuple(
-                    _next(d, values[place]) if place in places else d for place, d in enumerate(details)
-                )
+                details = closer
 
-    def _shaping(self, error: UnsupportedError, kinds: Sequence[tuple[int, int]]) -> list[int]:
-        """The inputs of few integers that a node in an error depends on."""
-        wanted = {gap.node for gap in error.gaps}
-        reached: set[str] = set()
+    def _settling(
+        self, error: UnsettledError, details: tuple[Detail, ...], values: Sequence[Array]
+    ) -> tuple[Detail, ...] | None:
+        """More detail of the inputs that an open size or value depends on; None where there is no more.
+
+        Code for values comes first where values are asked for, code for sizes of 1 and for all sizes where
+        sizes are: that is one compilation per shape, and the last resort.
+        """
+        behind = self._behind(error)
+        few = [place for place in behind if values[place].ndim <= 1 and values[place].size <= SMALL]
+        whole = [place for place in few if values[place].dtype.kind in "iu"]
+        long = [place for place in behind if values[place].ndim]
+        by_value = [(whole, Detail.SIZES), (whole, Detail.VALUES), (few, Detail.VALUES)]
+        by_size = [(long, Detail.ONES), (long, Detail.SIZES)]
+        for places, detail in by_value + by_size if error.values else by_size + by_value:
+            closer = tuple(max(d, detail) if at in places else d for at, d in enumerate(details))
+            if closer != details:
+                return closer
+        return None
+
+    def _behind(self, error: UnsettledError) -> list[int]:
+        """The inputs that the open values depend on, or else the nodes in the error."""
+        nodes = set() if error.values else {gap.node for gap in error.gaps}
+        reached = set(error.values)
         for node in reversed(self._template.nodes):
-            if node.name in wanted or any(name in reached for name in node.output):
+            if node.name in nodes or any(name in reached for name in node.output):
                 reached.update(node.input)
-        return [
-            place
-            for place, (name, (element, rank)) in enumerate(zip(self._template.inputs, kinds))
-            if name in reached and rank <= 1 and element in (6, 7)
-        ]
-
-
-def _next(detail: Detail, value: Array) -> Detail:
-    return Detail.SIZES if detail < Detail.SIZES and value.ndim else Detail.VALUES
+        return [place for place, name in enumerate(self._template.inputs) if name in reached]
 
 
 def _description(value: Array, detail: Detail) -> object:

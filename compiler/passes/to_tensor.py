@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fusile.dims import parse as parse_arithmetic
-from fusile.errors import Gap, InvalidModelError, UnsupportedError
+from fusile.errors import Gap, InvalidModelError, UnsettledError, UnsupportedError
 from fusile.graph.opsets import file_opset
 from fusile.ir import control
 from fusile.ir import index as ix
@@ -21,7 +21,7 @@ from fusile.ir.expr import Axis, Const, Dim, Expr, Guard, Load, Reduce, const, d
 from fusile.ir.tensor import Body, Compute, Program, Scan, Tensor, as_shape, collect, compute, stage_reads
 from fusile.ir.types import BY_CODE
 from fusile.kernels.precision import call_wide
-from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsupported
+from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsettled, Unsupported
 
 MOST_KNOWN = 256
 """Tensors up to this many elements are followed as expressions over dims (shape arithmetic)."""
@@ -98,6 +98,7 @@ class _Lowering:
         self.tensors: dict[str, Tensor] = {}
         self.captured: dict[Tensor, Tensor] = {}
         self.gaps: list[Gap] = parent.gaps if parent is not None else []
+        self.unsettled: list[str] = parent.unsettled if parent is not None else []
         self.ctx: Context = Context("", seed, assumed=dict(assumed or {}))
         if parent is not None:
             self.ctx = Context("", parent.ctx.seed, assumed=parent.ctx.assumed)
@@ -105,6 +106,8 @@ class _Lowering:
     def run(self) -> Program:
         inputs = [self._input(v) for v in self.graph.inputs]
         outputs = self.walk(self.graph)
+        if self.gaps and len(self.unsettled) == len(self.gaps):
+            raise UnsettledError(self.gaps, filter(None, self.unsettled))
         if self.gaps:
             raise UnsupportedError(self.gaps)
         return self.program(inputs, outputs)
@@ -212,6 +215,8 @@ class _Lowering:
             return
         except Unsupported as e:
             self.gaps.append(Gap(*where, e.reason, e.way_out))
+            if isinstance(e, Unsettled):
+                self.unsettled.append(e.value)
             return
         except (Malformed, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as e:
             if isinstance(e, Malformed):
@@ -414,8 +419,8 @@ def lower(model: ir.Model, seed: int = 0) -> Program:
     start.
 
     Where the ranks of what follows hang on a condition on sizes, the one under which the rest of the graph
-    has a meaning becomes a requirement. Raises UnsupportedError with every gap at once, InvalidModelError for
-    a node that cannot be.
+    has a meaning becomes a requirement. Raises UnsupportedError with every gap at once, UnsettledError where
+    all of them close once inputs are seen, InvalidModelError for a node that cannot be.
     """
     _load_definitions()
     pending: list[dict[str, bool]] = [{}]
@@ -438,7 +443,7 @@ def lower(model: ir.Model, seed: int = 0) -> Program:
         return made[0]
     if refusal is not None and not made:
         raise refusal
-    raise UnsupportedError([_ambiguous(model, site) for site in assumed])
+    raise UnsettledError([_ambiguous(model, site) for site in assumed], ())
 
 
 def _ambiguous(model: ir.Model, site: str) -> Gap:

@@ -12,7 +12,7 @@ from fusile.ir import index as ix
 from fusile.ir.expr import Const, Dim, Expr, apply, const
 from fusile.ir.tensor import Body, Tensor, compute, from_exprs
 from fusile.ir.types import BOOL, I64
-from fusile.kernels.registry import Context, Malformed, Subgraph, Unsupported, op
+from fusile.kernels.registry import Context, Malformed, Subgraph, Unsettled, op
 
 ENDLESS = 1 << 62
 """A bound of a loop from here on is no bound: exporters write the largest integer for none."""
@@ -20,7 +20,7 @@ ENDLESS = 1 << 62
 
 def _refusal(what: str) -> Exception:
     if "dimensions" in what:
-        return Unsupported(what, "Give both the same number of dimensions")
+        return Unsettled(what, "Give both the same number of dimensions")
     return Malformed(what)
 
 

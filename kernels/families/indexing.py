@@ -11,7 +11,7 @@ from fusile.ir.expr import Expr, as_expr, cast, const, eq, inside, maximum, mini
 from fusile.ir.tensor import Tensor, compute, scan, scatter
 from fusile.ir.types import I64
 from fusile.kernels.families.elementwise import dtype_of, filled
-from fusile.kernels.registry import Context, Malformed, Unsupported, op
+from fusile.kernels.registry import Context, Malformed, Unsettled, op
 from fusile.kernels.shapes import checked_index, literal, normal_axis
 
 
@@ -42,7 +42,7 @@ def gather_elements(ctx: Context, x: Tensor, indices: Tensor, *, axis: int = 0) 
 def gather_nd(ctx: Context, x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
     depth = ix.number(indices.shape[-1]) if indices.rank else None
     if depth is None:
-        raise Unsupported("indices whose last dimension is not a constant", "fix the input by `--dims`")
+        raise Unsettled("indices whose last dimension is not a constant", "fix the input by `--dims`")
     if depth + batch_dims > x.rank:
         raise Malformed(
             f"indices of {depth} numbers into a tensor of rank {x.rank} with {batch_dims} batch dimensions"
@@ -86,7 +86,7 @@ def scatter_nd(
 ) -> Tensor:
     depth = ix.number(indices.shape[-1]) if indices.rank else None
     if depth is None:
-        raise Unsupported("indices whose last dimension is not a constant", "fix the input by `--dims`")
+        raise Unsettled("indices whose last dimension is not a constant", "fix the input by `--dims`")
     lead = indices.rank - 1
 
     def where(*u: Expr) -> Sequence[Expr]:

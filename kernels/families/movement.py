@@ -10,7 +10,7 @@ from fusile.ir.expr import Const, Expr, apply, as_expr, const, eq, inside, maxim
 from fusile.ir.tensor import Shape, Tensor, compute, from_exprs
 from fusile.ir.types import I64
 from fusile.kernels.late import is_late, late_axes, named, with_ones, without
-from fusile.kernels.registry import Context, Malformed, Unsupported, op
+from fusile.kernels.registry import Context, Malformed, Unsettled, op
 from fusile.kernels.shapes import broadcast, broadcast_read, normal_axes, normal_axis, reshaped
 
 _FAR = 10**9
@@ -97,7 +97,7 @@ def squeeze(ctx: Context, x: Tensor, axes: Tensor | None = None) -> Tensor:
         unknown = [n for n in x.shape if ix.number(n) is None]
         if unknown:
             reason = f"which dimensions are dropped depends on whether {unknown[0]} is 1"
-            raise Unsupported(reason, "fix the size by `--dims`, or name the axes in the model")
+            raise Unsettled(reason, "fix the size by `--dims`, or name the axes in the model")
         drop: tuple[int, ...] = tuple(k for k, n in enumerate(x.shape) if ix.number(n) == 1)
     elif is_late(axes):
         flags = named(ctx, axes, x.rank)

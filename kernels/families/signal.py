@@ -13,7 +13,7 @@ from fusile.ir.tensor import Tensor, compute, constant, reduce_sum
 from fusile.ir.types import F32, F64, I64, DType, numpy_dtype
 from fusile.kernels.families.elementwise import dtype_of
 from fusile.kernels.late import around, is_late, late_axes
-from fusile.kernels.registry import Context, Malformed, Unsupported, op
+from fusile.kernels.registry import Context, Malformed, Unsettled, op
 from fusile.kernels.shapes import MOST_TABULATED, literal, normal_axis, reshaped
 
 
@@ -61,7 +61,7 @@ def _transformed(
     cosine, sine = _waves(rows, taps, length, x.dtype)
     parts = ix.number(x.shape[-1])
     if parts is None:
-        raise Unsupported("a spectrum whose last dimension is not a constant", "fix it by `--dims`")
+        raise Unsettled("a spectrum whose last dimension is not a constant", "fix it by `--dims`")
     is_complex = parts == 2
 
     def total(wave: Tensor, part: int, i: tuple[Expr, ...]) -> Expr:
