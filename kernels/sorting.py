@@ -109,9 +109,7 @@ def argsort(x: Tensor, descending: bool = False) -> Tensor:
         return places_of(sort_words(words_of(x, descending)))
     keys = compute(x.shape, lambda *i: key(x[i], descending), name="keys")
     half = const((1 << 32) - 1)
-    lower = compute(
-        x.shape, lambda *i: _word(apply("and", keys[i], half) - (1 << 31), i[-1]), name="lower"
-    )
+    lower = compute(x.shape, lambda *i: _word(apply("and", keys[i], half) - (1 << 31), i[-1]), name="lower")
     first = places_of(sort_words(lower))
 
     def upper(*i: Expr) -> Expr:
@@ -248,8 +246,8 @@ def _merge(w: Writer, source: Run, to: Run, n: Expr, width: Local, steps: Expr, 
 
 
 def smallest_words(words: Tensor, k: int) -> Tensor:
-    """The `k` smallest words along the last axis in order (LAST where there are fewer). Long rows are taken in
-    parts first, so that there is work for many threads.
+    """The `k` smallest words along the last axis in order (LAST where there are fewer). Long rows are taken
+    in parts first, so that there is work for many threads.
     """
     n = ix.number(words.shape[-1])
     if n is not None and n > PICK_FROM:

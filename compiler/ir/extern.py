@@ -1,13 +1,13 @@
 """Writing the loops of an Extern stage: statements in the order in which they are called for.
 
-    def fill(w: Writer, out: Buffer, x: Buffer) -> None:
-        with w.loop("i", x.shape[0]) as i:
-            seen = w.local("seen", 0)
-            with w.when(load(x, [i]) < 0):
-                seen.set(const(1))
-            w.store(out, [i], seen.value)
+def fill(w: Writer, out: Buffer, x: Buffer) -> None:
+    with w.loop("i", x.shape[0]) as i:
+        seen = w.local("seen", 0)
+        with w.when(load(x, [i]) < 0):
+            seen.set(const(1))
+        w.store(out, [i], seen.value)
 
-    (flags,) = extern([((n,), I64, "flags")], [x], fill, lambda x: [(x < 0).astype(np.int64)])
+(flags,) = extern([((n,), I64, "flags")], [x], fill, lambda x: [(x < 0).astype(np.int64)])
 """
 
 from __future__ import annotations

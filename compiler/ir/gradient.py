@@ -1,8 +1,8 @@
 """Gradients of tensor programs: reverse-mode differentiation of Compute stages.
 
-For `out[i] = sum(k) e(i, k)` the derivative of `e` by every element that it reads is an expression (A. Griewank
-and A. Walther, Evaluating Derivatives, 2nd ed., chapter 3: adjoints run through the expression backwards). An
-element t[f(i, k)] receives the sum of those over all (i, k) with f(i, k) = j. Where the index map f can be
+For `out[i] = sum(k) e(i, k)` the derivative of `e` by every element that it reads is an expression (A.
+Griewank and A. Walther, Evaluating Derivatives, 2nd ed., chapter 3: adjoints run through the expression
+backwards). An element t[f(i, k)] receives the sum of those over all (i, k) with f(i, k) = j. Where the index map f can be
 turned round — shifts, strides, windows, digits of a reshape —, that is a sum again, and so a matrix product's
 gradient is a matrix product; where it cannot (positions out of data), the contributions are scattered.
 """
@@ -148,7 +148,7 @@ def _through(stage: Compute, seed: Expr, index: tuple[Expr, ...]) -> Expr:
         """How many terms are the largest: they share."""
 
         def hit(*k: Expr) -> Expr:
-            places = dict(zip((*stage.axes, *r.axes), (*i, *k), strict=True))
+            places: dict[Expr, Expr] = dict(zip((*stage.axes, *r.axes), (*i, *k), strict=True))
             return cast(eq(substitute(r.body, places), stage.out[i]), out.dtype)
 
         return reduction("sum", [a.extent for a in r.axes], hit)
@@ -227,9 +227,7 @@ RULES: Mapping[str, Rule] = {
 
 def _adjoints(body: Expr, seed: Expr, depends: set[Tensor]) -> dict[Load, Expr]:
     """What each read of a tensor in `depends` receives: the seed times the derivative of the body by it."""
-    matters = {
-        n for n in nodes(body) if n.dtype.is_float and any(x.source in depends for x in loads(n))
-    }
+    matters = {n for n in nodes(body) if n.dtype.is_float and any(x.source in depends for x in loads(n))}
     found: dict[Load, Expr] = {}
     adjoint: dict[Expr, Expr] = {body: seed}
     for e in _parents_first(body, matters):
@@ -357,9 +355,7 @@ def _equations(index: Sequence[Expr], t: Tensor, axes: Sequence[Axis]) -> list[E
     return out
 
 
-def _solve(
-    equations: Sequence[Equation], j: Sequence[Expr], t: Tensor, axes: Sequence[Axis]
-) -> _Solution:
+def _solve(equations: Sequence[Equation], j: Sequence[Expr], t: Tensor, axes: Sequence[Axis]) -> _Solution:
     """Axes from equations: first those that determine theirs, then windows."""
     solution = _Solution()
     waiting = list(equations)
@@ -436,7 +432,9 @@ def _by_digits(
     if (ix.number(first) or 0) < 0:
         where, first = -where, -first
     out = where
-    complete = aligned and ix.number(first) == 1 and ix.poly(ix.product(a.extent for a in chain)) == ix.poly(whole)
+    complete = (
+        aligned and ix.number(first) == 1 and ix.poly(ix.product(a.extent for a in chain)) == ix.poly(whole)
+    )
     if ix.number(first) != 1:
         solution.conditions.append(eq(where % first, 0))
         out = where // first

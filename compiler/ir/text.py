@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fusile.ir.expr import Axis, Dim
-from fusile.ir.names import Names, comment, expr_parts, expr_text, plain
 from fusile.ir.loops import body_text
+from fusile.ir.names import Names, comment, expr_parts, expr_text, plain
 from fusile.ir.tensor import Compute, Extern, Program, Scan, Scatter, Stage, Tensor
 
 __all__ = ["expr_text", "program_text", "stage_text", "tensor_text"]

@@ -54,7 +54,9 @@ def non_max_suppression(
     if threshold is not None:
         words = _kept(compute(scores.shape, passes, name="passes"), words)
     order = sorting.places_of(sorting.sort_words(words, counts))
-    corners = compute((batches, n, 4), lambda b, i, k: _corner(boxes, b, i, k, center_point_box), name="corners")
+    corners = compute(
+        (batches, n, 4), lambda b, i, k: _corner(boxes, b, i, k, center_point_box), name="corners"
+    )
     overlap = filled((), 0.0, F32, "iou") if iou is None else compute((), lambda: _only(iou), name="iou")
     chosen, taken = _chosen(order, counts, corners, overlap, room)
     return _rows(ctx, chosen, taken, room)

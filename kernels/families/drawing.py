@@ -142,9 +142,7 @@ def multinomial(
     draws = _drawn(ctx, (batch, sample_size), inner, seed, _between(0.0, 1.0), "uniform")
 
     def pick(b: Expr, s: Expr) -> Expr:
-        below = reduce_sum(
-            (classes,), lambda c: cast(cumulative[c, b] <= draws[b, s] * total[b], I64)
-        )
+        below = reduce_sum((classes,), lambda c: cast(cumulative[c, b] <= draws[b, s] * total[b], I64))
         return minimum(below, classes - 1)
 
     return compute((batch, sample_size), pick, name="class", dtype=dtype_of(dtype))
@@ -166,14 +164,14 @@ def dropout(
     if training is None or literal(training) == 0 or literal(ratio) == 0:
         return (x, compute(x.shape, lambda *_: const(True, BOOL), name="mask"))[:outputs]
     inner = F64 if x.dtype is F64 else F32
-    draws = _drawn(
-        ctx, x.shape, inner, None if seed is None else float(seed), _between(0.0, 1.0), "uniform"
-    )
+    draws = _drawn(ctx, x.shape, inner, None if seed is None else float(seed), _between(0.0, 1.0), "uniform")
 
     def only(t: Tensor) -> Expr:
         return t[tuple(const(0) for _ in range(t.rank))]
 
-    chance = compute((), lambda: const(0.5, inner) if ratio is None else cast(only(ratio), inner), name="ratio")
+    chance = compute(
+        (), lambda: const(0.5, inner) if ratio is None else cast(only(ratio), inner), name="ratio"
+    )
     trains = compute((), lambda: only(training), name="trains")
 
     def kept(*i: Expr) -> Expr:

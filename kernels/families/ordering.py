@@ -7,15 +7,26 @@ from collections.abc import Sequence
 import numpy as np
 
 from fusile.ir import index as ix
-from fusile.ir.expr import Expr, apply, as_expr, cast, const, eq, load, maximum, minimum, ne, reduce_over, select
+from fusile.ir.expr import (
+    Expr,
+    apply,
+    as_expr,
+    cast,
+    const,
+    eq,
+    load,
+    maximum,
+    ne,
+    select,
+)
 from fusile.ir.extern import Writer, extern
 from fusile.ir.loops import Buffer
-from fusile.ir.tensor import Tensor, compute, from_exprs, reduce_sum, scan, scatter
+from fusile.ir.tensor import Tensor, compute, reduce_sum, scan, scatter
 from fusile.ir.types import BOOL, I64
 from fusile.kernels import sorting
 from fusile.kernels.families.elementwise import filled
-from fusile.kernels.registry import Context, Malformed, Unsupported, op
-from fusile.kernels.shapes import flat_index, literal, normal_axis, unflatten
+from fusile.kernels.registry import Context, Malformed, op
+from fusile.kernels.shapes import normal_axis, unflatten
 from fusile.kernels.sorting import within
 
 
@@ -160,9 +171,7 @@ def unique(
     )
     is_first = compute((n,), lambda i: eq(first[within(member[i], n)], i), name="is_first")
     met = _count_up(is_first)
-    total = compute(
-        (), lambda: select(as_expr(0) < n, met[maximum(n - 1, const(0))], const(0)), name="total"
-    )
+    total = compute((), lambda: select(as_expr(0) < n, met[maximum(n - 1, const(0))], const(0)), name="total")
     count = ctx.size(total[()], "unique")
     if sorted:
         firsts = compute((count,), lambda u: first[within(u, n)], name="firsts")

@@ -88,7 +88,7 @@ def _known_before(extent: Expr) -> Expr:
     """How often a loop runs, as far as it is known before its kernel does: loops around it count in full,
     what the kernel works out as a few.
     """
-    axes = {a: _known_before(a.extent) for a in free(extent) if isinstance(a, Axis)}
+    axes: dict[Expr, Expr] = {a: _known_before(a.extent) for a in free(extent) if isinstance(a, Axis)}
     return substitute(extent, axes, lambda x: const(FEW))
 
 
