@@ -2,9 +2,10 @@
 
 For `out[i] = sum(k) e(i, k)` the derivative of `e` by every element that it reads is an expression (A.
 Griewank and A. Walther, Evaluating Derivatives, 2nd ed., chapter 3: adjoints run through the expression
-backwards). An element t[f(i, k)] receives the sum of those over all (i, k) with f(i, k) = j. Where the index map f can be
-turned round — shifts, strides, windows, digits of a reshape —, that is a sum again, and so a matrix product's
-gradient is a matrix product; where it cannot (positions out of data), the contributions are scattered.
+backwards). An element t[j] receives the sum of those over all (i, k) where f(i, k) = j is what was read.
+Where the index map f can be turned round (shifts, strides, windows, digits of a reshape), that is a sum
+again, and so a matrix product's gradient is a matrix product; where it cannot (positions out of data), the
+contributions are scattered.
 """
 
 from __future__ import annotations
