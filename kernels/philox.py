@@ -1,7 +1,7 @@
 """Random numbers out of counters: Philox4x32-10, as integer expressions.
 
-J. Salmon, M. Moraes, R. Dror and D. Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011. Four words of
-32 bits come from a counter of four words under a key of two, without any state: element `i` of stream `s`
+J. Salmon, M. Moraes, R. Dror and D. Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011. Four words
+of 32 bits come from a counter of four words under a key of two, without any state: element `i` of stream `s`
 under seed `k` is the same number on every backend, for any number of threads, and however often it is worked
 out.
 """

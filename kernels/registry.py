@@ -89,8 +89,8 @@ class Subgraph(Protocol):
 
 @dataclass(slots=True)
 class Context:
-    """What a definition may ask of the program under construction. `site` is the ONNX node's name, `seed` where
-    random numbers start.
+    """What a definition may ask of the program under construction. `site` is the ONNX node's name, `seed`
+    where random numbers start.
     """
 
     site: str

@@ -246,8 +246,8 @@ def _merge(w: Writer, source: Run, to: Run, n: Expr, width: Local, steps: Expr, 
 
 
 def smallest_words(words: Tensor, k: int) -> Tensor:
-    """The `k` smallest words along the last axis in order (LAST where there are fewer). Long rows are taken in
-    parts first, so that there is work for many threads.
+    """The `k` smallest words along the last axis in order (LAST where there are fewer). Long rows are taken
+    in parts first, so that there is work for many threads.
     """
     n = ix.number(words.shape[-1])
     if n is not None and n > PICK_FROM:

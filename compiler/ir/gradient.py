@@ -1,10 +1,11 @@
 """Gradients of tensor programs: reverse-mode differentiation of Compute stages.
 
-For `out[i] = sum(k) e(i, k)` the derivative of `e` by every element that it reads is an expression (A. Griewank
-and A. Walther, Evaluating Derivatives, 2nd ed., chapter 3: adjoints run through the expression backwards). An
-element t[f(i, k)] receives the sum of those over all (i, k) with f(i, k) = j. Where the index map f can be
-turned round — shifts, strides, windows, digits of a reshape —, that is a sum again, and so a matrix product's
-gradient is a matrix product; where it cannot (positions out of data), the contributions are scattered.
+For `out[i] = sum(k) e(i, k)` the derivative of `e` by every element that it reads is an expression (A.
+Griewank and A. Walther, Evaluating Derivatives, 2nd ed., chapter 3: adjoints run through the expression
+backwards). An element t[j] receives the sum of those over all (i, k) where f(i, k) = j is what was read.
+Where the index map f can be turned round (shifts, strides, windows, digits of a reshape), that is a sum
+again, and so a matrix product's gradient is a matrix product; where it cannot (positions out of data), the
+contributions are scattered.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def _through(stage: Compute, seed: Expr, index: tuple[Expr, ...]) -> Expr:
         """How many terms are the largest: they share."""
 
         def hit(*k: Expr) -> Expr:
-            places = dict(zip((*stage.axes, *r.axes), (*i, *k), strict=True))
+            places: dict[Expr, Expr] = dict(zip((*stage.axes, *r.axes), (*i, *k), strict=True))
             return cast(eq(substitute(r.body, places), stage.out[i]), out.dtype)
 
         return reduction("sum", [a.extent for a in r.axes], hit)

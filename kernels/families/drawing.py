@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from fusile.ir.expr import Expr, apply, as_expr, cast, const, minimum, select
 from fusile.ir.tensor import Tensor, compute, reduce_max, reduce_sum, scan
 from fusile.ir.types import BOOL, F32, F64, I64, DType
-from fusile.kernels import philox
+from fusile.kernels import mersenne, philox
 from fusile.kernels.families.elementwise import dtype_of, filled
 from fusile.kernels.registry import Context, Malformed, op
 from fusile.kernels.shapes import flat_index, literal
@@ -148,6 +148,14 @@ def multinomial(
     return compute((batch, sample_size), pick, name="class", dtype=dtype_of(dtype))
 
 
+def _numbers(ctx: Context, x: Tensor, to: DType, seed: int | None) -> Tensor:
+    """An even number for each element."""
+    if seed is None:
+        return _drawn(ctx, x.shape, to, None, _between(0.0, 1.0), "uniform")
+    flat = mersenne.uniform(seed, x.size)
+    return compute(x.shape, lambda *i: flat[flat_index(i, x.shape)], name="numbers")
+
+
 @op("Dropout")
 def dropout(
     ctx: Context,
@@ -159,12 +167,12 @@ def dropout(
     outputs: int = 1,
 ) -> tuple[Tensor, ...]:
     """While training, elements become 0 with the probability `ratio` and the others larger, so that the mean
-    stays; the mask says which are kept.
+    stays; the mask says which are kept. With a seed the numbers are those of ONNX's own cases.
     """
     if training is None or literal(training) == 0 or literal(ratio) == 0:
         return (x, compute(x.shape, lambda *_: const(True, BOOL), name="mask"))[:outputs]
     inner = F64 if x.dtype is F64 else F32
-    draws = _drawn(ctx, x.shape, inner, None if seed is None else float(seed), _between(0.0, 1.0), "uniform")
+    draws = _numbers(ctx, x, inner, seed)
 
     def only(t: Tensor) -> Expr:
         return t[tuple(const(0) for _ in range(t.rank))]
@@ -175,7 +183,7 @@ def dropout(
     trains = compute((), lambda: only(training), name="trains")
 
     def kept(*i: Expr) -> Expr:
-        return apply("not", trains[()]) | (chance[()] <= draws[i])
+        return apply("not", trains[()]) | (cast(chance[()], draws.dtype) <= draws[i])
 
     mask = compute(x.shape, kept, name="mask")
 

@@ -447,7 +447,7 @@ def _reflected(mode: str, at: Expr, n: Expr, low: Expr, high: Expr) -> Expr:
                 return back if before is not None and before <= 0 else select(at < 0, -at, back)
             turn = apply("mod", at, maximum((n - 1) * 2, as_expr(1)))
             return select(turn < n, turn, (n - 1) * 2 - turn)
-    raise Unsupported(f"Pad with mode {mode!r}")
+    raise Malformed(f"Pad with mode {mode!r}")
 
 
 @op("CenterCropPad")
