@@ -700,6 +700,14 @@ TABLES = (
 CASES = [c for table in TABLES for c in table()]
 
 
+def firsts(count: int) -> list[Case]:
+    """The first cases of every operator."""
+    seen: dict[str, list[Case]] = {}
+    for one in CASES:
+        seen.setdefault(one.op, []).append(one)
+    return [one for cases in seen.values() for one in cases[:count]]
+
+
 # ---- judging ----
 
 INEXACT = frozenset({"QLinearAdd", "QLinearMul", "QLinearSoftmax", "QLinearSigmoid"})

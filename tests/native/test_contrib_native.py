@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import pytest
-from contrib_cases import CASES, MICROSOFT, assert_close, numbers
+from contrib_cases import MICROSOFT, assert_close, firsts, numbers
 from edge_cases import f32
 from onnx import TensorProto, helper, numpy_helper
 from operator_models import Array, Case, by_onnxruntime, feeds, one_node
@@ -18,14 +18,6 @@ import fusile
 from fusile.errors import UnsupportedError
 
 pytest.importorskip("onnxruntime")
-
-
-def firsts(count: int) -> list[Case]:
-    """The first cases of every operator."""
-    seen: dict[str, list[Case]] = {}
-    for case in CASES:
-        seen.setdefault(case.op, []).append(case)
-    return [case for cases in seen.values() for case in cases[:count]]
 
 
 @pytest.mark.parametrize("case", firsts(1), ids=str)
