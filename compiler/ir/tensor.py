@@ -59,7 +59,7 @@ class Tensor:
 
     `data` is a thunk for a constant's numpy array (weights are read late, or never); `known` holds the
     elements, in row-major order, of a small tensor whose every element is an expression over dims (shape
-    arithmetic).
+    arithmetic). `unrounded` are the float32 values whose roundings to a 16-bit type these are.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Tensor:
     stage: Stage | None = None
     data: Callable[[], np.ndarray] | None = None
     known: tuple[Expr, ...] | None = None
+    unrounded: Tensor | None = None
     uid: int = field(default_factory=lambda: next(_serial))
 
     @property
