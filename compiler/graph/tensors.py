@@ -310,14 +310,15 @@ def weights(model: ir.Model) -> dict[str, Weight]:
     """
     order: dict[str, ir.Value] = {}
     derived: dict[str, Weight] = {}
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         for value in node.inputs:
             if value is not None and value.is_initializer() and stored(value):
                 order.setdefault(str(value.name), value)
         if node.op_type in _NAMED_LAYERS:
             for value, weight in _layer_names(node):
                 derived.setdefault(str(value.name), weight)
-    for value in model.graph.outputs:
+    inner = [value for graph in model.graph.subgraphs() for value in graph.outputs]
+    for value in (*model.graph.outputs, *inner):
         if value.is_initializer() and stored(value):
             order.setdefault(str(value.name), value)
     count = Counter(derived[own].name if own in derived else own for own in order)

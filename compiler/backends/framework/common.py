@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import onnx_ir as ir
 
 from fusile.backends.framework import host as ht
-from fusile.backends.framework.code import Code, Name, Plain, Targets, Var, code, name
+from fusile.backends.framework.code import Code, Name, Plain, Targets, Ternary, Var, code, name
 from fusile.backends.framework.host import HostArray, Scalar
 from fusile.backends.framework.naming import common_prefix, dim_hint, hint_of, short_path
 from fusile.backends.framework.refusal import Refusal
@@ -450,7 +450,12 @@ class Printer:
                 return self.size(first) - self.size(negative)
             if _negated(first) is not None:
                 return self.size(second) - self.size(_negated(first) or 0)
+        if size.op == "select":
+            return Ternary(*(self.size(a) for a in size.args))
+        if size.op == "cast":
+            return self.size(size.args[0])
         signs = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%", "div": "//"}
+        signs |= {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "and": "&", "or": "|"}
         if size.op not in signs:
             raise Refusal(f"a size is computed with {size.op!r}, which has no plain spelling")
         return self.size(size.args[0]).binary(signs[size.op], self.size(size.args[1]))

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from fusile.backends.framework.code import Code, Name, Plain, Ternary, Var, call, code
 from fusile.backends.framework.common import Row
+from fusile.backends.framework.grams import count_grams
 from fusile.backends.framework.naming import snake
 from fusile.backends.framework.shapes import TAKEN
 from fusile.backends.framework.site import Site
@@ -169,5 +170,6 @@ CONTROL: Mapping[str, Row] = {
     "ConcatFromSequence": concat_from_sequence,
     "Optional": optional,
     "OptionalHasElement": has_element,
+    "TfIdfVectorizer": count_grams,
     "OptionalGetElement": lambda n: n.tensor(0),
 }

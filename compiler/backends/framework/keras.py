@@ -8,7 +8,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fusile.backends.framework import emit as em
-from fusile.backends.framework import keras_layers, keras_moves, keras_recurrent, keras_rows, keras_special
+from fusile.backends.framework import quantised
+from fusile.backends.framework import keras_layers, keras_moves, keras_recurrent, keras_rows, keras_special, keras_strings
 from fusile.backends.framework.code import call, layout, name
 from fusile.backends.framework.common import Framework, Printer
 from fusile.backends.framework.control import CONTROL
@@ -43,14 +44,7 @@ ATTRIBUTES = frozenset(
 )
 FRAMEWORK = Framework(
     name="keras",
-    rows={
-        **CONTROL,
-        **keras_rows.ROWS,
-        **keras_moves.MOVES,
-        **keras_layers.LAYERS,
-        **keras_recurrent.RECURRENT,
-        **keras_special.SPECIAL,
-    },
+    rows={**CONTROL, **quantised.rows(keras_rows.dtype), **keras_rows.ROWS, **keras_moves.MOVES, **keras_layers.LAYERS, **keras_recurrent.RECURRENT, **keras_special.SPECIAL, **keras_strings.STRINGS},
     size=lambda x, axis: call("ops.shape", x)[axis],
     sizes=lambda x: call("ops.shape", x),
     constant=keras_moves.constant,

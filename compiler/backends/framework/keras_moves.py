@@ -249,7 +249,9 @@ def _fill(n: Site) -> Code | None:
     if not n.has(2) or n.scalar(2) == 0:
         return None
     array = n.host(2)
-    return n.number(array) if array is not None else n.tensor(2)
+    if array is not None:
+        return n.number(array)
+    return call("ops.reshape", n.tensor(2), ()) if not n.has_rank(2) or n.rank(2) else n.tensor(2)
 
 
 def depth_to_space(n: Site) -> Code:
@@ -338,7 +340,7 @@ def one_hot(n: Site) -> Code:
         count: Code = n.size(int(depth[0]) if isinstance(depth[0], float) else depth[0])
     else:
         count = n.let(call("int", run_list(n, 1)[0]), "depth", tensor=False)
-    axis, kind = n.integer("axis", -1), dtype(n.result_dtype())
+    axis, kind = last(n.integer("axis", -1) % (n.rank() + 1), n.rank() + 1), dtype(n.result_dtype())
     picked = cast_to(n.tensor(), ir.DataType.INT64)
     places = n.let(call("ops.where", picked.binary("<", 0), picked + count, picked), "indices")
     hot = call("ops.one_hot", places, count, axis=axis, dtype=kind)

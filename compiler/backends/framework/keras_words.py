@@ -48,7 +48,10 @@ class KerasWords(Words):
         return call("ops.cast", x, self.type(t))
 
     def bitcast(self, x: Code, a: DType, b: DType) -> Code:
-        own = x if self.held(a) is a else self.converted(x, a)
+        a = ty.U8 if a is BOOL else a  # TensorFlow has no bits of booleans
+        own = x if self.held(a) is a and a is not ty.U8 else self.converted(x, a)
+        if b is BOOL:
+            return own.binary("!=", 0)
         out = call("tf.bitcast", own, self.type(b))
         return out if self.held(b) is b else self.converted(out, self.held(b))
 

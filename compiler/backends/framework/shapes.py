@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import onnx
 import onnx_ir as ir
 from onnx_ir import serde
 
@@ -83,6 +84,8 @@ class _Walk:
     def declare(self, value: ir.Value) -> None:
         """Take the type that the file or ONNX's inference gives a value."""
         proto = self.found.get(str(value.name))
+        if proto is not None and b"map_type" in _kinds(proto):
+            proto = None  # there is no type for it in the graph
         if proto is not None and value.type is None:
             value.type = serde.deserialize_type_proto_for_type(proto)
         if proto is not None and value.shape is None:
@@ -225,6 +228,13 @@ class _Walk:
             return False
         self._formal(formal, now.dtype, sizes)
         return True
+
+
+def _kinds(proto: onnx.TypeProto) -> bytes:
+    """The names of the kinds that a type is nested of."""
+    kind = proto.WhichOneof("value") or ""
+    inner = getattr(proto, kind).elem_type if kind in ("sequence_type", "optional_type") else None
+    return kind.encode() + (b" " + _kinds(inner) if inner is not None else b"")
 
 
 def _is_fresh(e: Expr) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fusile.backends.framework import emit as em
+from fusile.backends.framework import quantised
 from fusile.backends.framework import torch_layers, torch_moves, torch_recurrent, torch_rows, torch_special
 from fusile.backends.framework.code import Name
 from fusile.backends.framework.common import Framework, Printer
@@ -33,14 +34,7 @@ ATTRIBUTES = frozenset(
 )
 FRAMEWORK = Framework(
     name="torch",
-    rows={
-        **CONTROL,
-        **torch_rows.ROWS,
-        **torch_moves.MOVES,
-        **torch_layers.LAYERS,
-        **torch_recurrent.RECURRENT,
-        **torch_special.SPECIAL,
-    },
+    rows={**CONTROL, **quantised.rows(torch_rows.dtype), **torch_rows.ROWS, **torch_moves.MOVES, **torch_layers.LAYERS, **torch_recurrent.RECURRENT, **torch_special.SPECIAL},
     size=lambda x, axis: x.attribute("shape")[axis],
     sizes=lambda x: x.attribute("shape"),
     constant=torch_moves.constant,
