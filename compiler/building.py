@@ -32,8 +32,10 @@ from fusile.runtime.link import link_image
 from fusile.runtime.module import Module
 from fusile.runtime.native_support import support_objects
 from fusile.runtime.weights_file import new_weights_file
-from fusile.runtime.workers import start_workers
 from fusile.target import TargetSpec, host
+
+_LARGE = 64
+"""Nodes of a graph that is not left to the next collection of garbage."""
 
 Planner = Callable[[Loaded], Plan]
 """Makes the plan of a model, for the options and the target of the job."""
@@ -59,7 +61,6 @@ class Job:
 
 def build(job: Job) -> Module:
     """A new module. Its parts go into the cache where there is one."""
-    start_workers()
     here = runs_here(job.target)
     shelf = artefacts.open_shelf(job.source, job.options, job.target) if here else None
     job.progress("reading the model")
@@ -71,8 +72,10 @@ def build(job: Job) -> Module:
     else:
         module = _cached(job, loaded, shelf)
     loaded.watch.release()
+    large = sum(1 for _ in loaded.model.graph.all_nodes()) > _LARGE
     del loaded
-    gc.collect()  # graphs are full of cycles
+    if large:  # graphs are full of cycles, and those of small ones may wait for their turn
+        gc.collect()
     return module
 
 

@@ -57,13 +57,22 @@ def build(
     return Built(tuple((name, objects[name]) for name in texts), printer.interface(), texts)
 
 
+_BATCH = 24 << 10
+"""Texts are handed over once there is so much of them, since starting a worker takes longer than compiling
+that."""
+
+
 class _Compiler:
-    """Hands texts to compile workers as they come; LLVM is in other processes, so threads may wait for it."""
+    """Hands texts to compile workers as they come, a batch at a time; LLVM is in other processes, so threads
+    may wait for it.
+    """
 
     def __init__(self, target: TargetSpec, level: int) -> None:
         self._target, self._level = target, level
         self._threads = ThreadPoolExecutor(available_cores(), thread_name_prefix="fusile-compile")
-        self._waiting: dict[str, Future[list[bytes]]] = {}
+        self._batch: dict[str, str] = {}
+        self._waiting: list[tuple[tuple[str, ...], Future[list[bytes]]]] = []
+        self._known: set[str] = set()
 
     def __enter__(self) -> _Compiler:
         return self
@@ -74,14 +83,26 @@ class _Compiler:
     def add(self, texts: Mapping[str, str]) -> None:
         """Have those compiled that are new."""
         for name in texts:
-            if name not in self._waiting:
-                self._waiting[name] = self._threads.submit(
-                    compile_objects, [texts[name]], self._target, self._level, 1
-                )
+            if name not in self._known:
+                self._known.add(name)
+                self._batch[name] = texts[name]
+                if sum(map(len, self._batch.values())) >= _BATCH:
+                    self._submit()
 
     def objects(self) -> dict[str, bytes]:
         """All objects by name. Raises CompileError for the first text that LLVM refuses."""
-        return {name: waiting.result()[0] for name, waiting in self._waiting.items()}
+        self._submit()
+        return {
+            name: made
+            for names, waiting in self._waiting
+            for name, made in zip(names, waiting.result(), strict=True)
+        }
+
+    def _submit(self) -> None:
+        if self._batch:
+            batch, self._batch = self._batch, {}
+            made = self._threads.submit(compile_objects, list(batch.values()), self._target, self._level, 1)
+            self._waiting.append((tuple(batch), made))
 
 
 def raw_of(tensor: Tensor) -> Raw:
