@@ -203,8 +203,13 @@ def _pack_into_cache(job: Job, loaded: Loaded, code: Code, cache: Cache, key: st
 
         def fill(folder: Path) -> None:
             size, layout = code.interface.weights_bytes, code.interface.layout_key
-            with new_weights_file(folder / artefacts.PACKED, size, layout) as address:
-                native.pack(image, steps, address, job.progress)
+            with new_weights_file(folder / artefacts.PACKED, size, layout) as (address, release):
+
+                def let_go() -> None:
+                    release()
+                    loaded.let_go()
+
+                native.pack(image, steps, address, job.progress, let_go)
 
         entry = cache.put("weights", key, fill)
     return entry.path(artefacts.PACKED)
@@ -219,5 +224,5 @@ def _pack_into_memory(job: Job, loaded: Loaded, new: _New, image: Image) -> Memo
     anchor = ctypes.c_char.from_buffer(mmap.mmap(-1, size))
     address = ctypes.addressof(anchor)
     steps = [[loaded.raw(name, new.constants) for name in step] for step in new.steps]
-    native.pack(image, steps, address, job.progress)
+    native.pack(image, steps, address, job.progress, loaded.let_go)
     return Memory(address, size, anchor)

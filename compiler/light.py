@@ -1,8 +1,8 @@
 """Bringing in onnx_ir without sympy, which takes longer to import than everything else together.
 
-onnx_ir calculates with symbolic dimensions through sympy. fusile has arithmetic of its own for them, and uses
-onnx_ir's dimensions as names. So while onnx_ir is imported, a stand-in takes sympy's name; what is asked of it
-later comes from the real one, which is imported at that time.
+onnx_ir calculates with symbolic dimensions through sympy. fusile has arithmetic of its own for them, and
+takes onnx_ir's dimensions for names. So while onnx_ir is imported, a stand-in has sympy's name; what is asked
+of it later comes from the real one, which is imported at that time.
 """
 
 from __future__ import annotations
