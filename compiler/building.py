@@ -32,8 +32,10 @@ from fusile.runtime.link import link_image
 from fusile.runtime.module import Module
 from fusile.runtime.native_support import support_objects
 from fusile.runtime.weights_file import new_weights_file
-from fusile.runtime.workers import start_workers
 from fusile.target import TargetSpec, host
+
+_LARGE = 64
+"""Nodes of a graph that is not left to the next collection of garbage."""
 
 Planner = Callable[[Loaded], Plan]
 """Makes the plan of a model, for the options and the target of the job."""
@@ -60,7 +62,6 @@ class Job:
 
 def build(job: Job) -> Module:
     """A new module. Its parts go into the cache where there is one."""
-    start_workers()
     here = runs_here(job.target)
     shelf = artefacts.open_shelf(job.source, job.options, job.target) if here else None
     job.progress("reading the model")
@@ -81,8 +82,10 @@ def build(job: Job) -> Module:
 
             module = host.build(loaded, job.options, job.target, job.progress)
     loaded.watch.release()
+    large = sum(1 for _ in loaded.model.graph.all_nodes()) > _LARGE
     del loaded
-    gc.collect()  # graphs are full of cycles
+    if large:  # graphs are full of cycles, and those of small ones may wait for their turn
+        gc.collect()
     return module
 
 
@@ -210,8 +213,13 @@ def _pack_into_cache(job: Job, loaded: Loaded, code: Code, cache: Cache, key: st
 
         def fill(folder: Path) -> None:
             size, layout = code.interface.weights_bytes, code.interface.layout_key
-            with new_weights_file(folder / artefacts.PACKED, size, layout) as address:
-                native.pack(image, steps, address, job.progress)
+            with new_weights_file(folder / artefacts.PACKED, size, layout) as (address, release):
+
+                def let_go() -> None:
+                    release()
+                    loaded.let_go()
+
+                native.pack(image, steps, address, job.progress, let_go)
 
         entry = cache.put("weights", key, fill)
     return entry.path(artefacts.PACKED)
@@ -226,5 +234,5 @@ def _pack_into_memory(job: Job, loaded: Loaded, new: _New, image: Image) -> Memo
     anchor = ctypes.c_char.from_buffer(mmap.mmap(-1, size))
     address = ctypes.addressof(anchor)
     steps = [[loaded.raw(name, new.constants) for name in step] for step in new.steps]
-    native.pack(image, steps, address, job.progress)
+    native.pack(image, steps, address, job.progress, loaded.let_go)
     return Memory(address, size, anchor)

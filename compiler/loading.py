@@ -25,7 +25,10 @@ from fusile.options import Options
 from fusile.passes import strict
 from fusile.passes.to_tensor import defined, takes
 from fusile.runtime import abi
-from fusile.runtime.module import ModelInfo
+from fusile.runtime.module import Array, ModelInfo
+
+_ALIGNMENT = 16
+"""Of raw tensors that are packed where they lie; files align them as they like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,16 @@ class Loaded:
             return lambda: constants[offset : offset + size]
         held = self.watch.tensors[place]
         dtype = numpy_dtype(BY_CODE[int(held.dtype)])
-        return lambda: np.ascontiguousarray(held.numpy(), dtype=dtype).tobytes()
+
+        def read() -> bytes | Array:
+            array: Array = np.ascontiguousarray(held.numpy(), dtype=dtype)
+            return array if array.ctypes.data % _ALIGNMENT == 0 else array.tobytes()
+
+        return read
+
+    def let_go(self) -> None:
+        """Release the pages of mapped files that hold weights. They are read again where they are needed."""
+        self.watch.let_go()
 
 
 def read(source: Any, options: Options, known: Callable[[str, str], bool] = defined) -> Loaded:

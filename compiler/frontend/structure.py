@@ -19,6 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 from fusile.frontend.limits import MAX_DEPTH
+from fusile.frontend.storage import MappedTensor, release_pages
 from fusile.frontend.wire import Buffer, Field, fields
 
 FEWEST_FLOATS = 9
@@ -198,6 +199,14 @@ class Watch:
         model.
         """
         self._held.clear()
+
+    def let_go(self) -> None:
+        """Release the pages of files that weights are mapped from; a later read brings them back."""
+        maps = {
+            id(held.buffer): held.buffer for held in self._held.values() if isinstance(held, MappedTensor)
+        }
+        for buffer in maps.values():
+            release_pages(buffer)
 
     def name_of(self, data: object) -> str | None:
         """The initialiser whose `numpy` this is, or None."""
