@@ -172,6 +172,7 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
     def inner(within: Program, makes: frozenset[int]) -> Plan:
         """The plan of a branch or of a loop's body, which goes the same road."""
         within, parts = _grouped(within, settings, lambda name, make: None)
+        trace.groups.extend(parts)
         outside.update(t.name for t in (*within.inputs, *within.outputs))
         return build_plan(within, parts, lowered, inner, makes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -15,7 +15,7 @@ from fusile.graph.opsets import file_opset
 from fusile.ir import index as ix
 from fusile.ir.expr import Dim, Expr, const, nodes, substitute
 from fusile.ir.loops import Kernel, written
-from fusile.ir.plan import Call, Plan
+from fusile.ir.plan import Call, Control, Plan
 from fusile.ir.tensor import Branch, Compute, Extern, Loop, Program, Scan, Scatter, Stage, Tensor
 from fusile.ir.types import BY_CODE, storage_bytes
 from fusile.loading import Loaded
@@ -217,26 +217,23 @@ def explain(
 ) -> ExplainReport:
     """The report on a plan and how it came about; `program` is the tensor program before any pass."""
     assert program is not None
-    stages = {t: s for s in program.stages for t in s.outs}
-    made = [*program.stages, *(s for group in groups for s in group.stages)]  # passes make new ones
+    stages = {t: s for s in _every(program) for t in s.outs}
+    made = [*stages.values(), *(s for group in groups for s in group.stages)]  # passes make new ones
     by_name = {t.name: s for s in made for t in s.outs}
     owner = {t: group for group in groups for t in group.outs}
-    lying = {
-        t.name for step in plan.steps if isinstance(step, Call) for v in step.variants for t in v.arguments
-    }
+    calls = list(_calls(plan))
+    lying = {t.name for call in calls for v in call.variants for t in v.arguments}
     kernels: list[KernelNote] = []
     notes: list[GroupNote] = []
-    for step in plan.steps:
-        if isinstance(step, Call):
-            last = step.variants[-1]
-            group = next(
-                (owner[t] for t in last.arguments if t in owner and _makes(last.kernel, last.arguments, t)),
-                None,
-            )
-            note = _kernel(last.kernel, last.arguments, group)
-            kernels.append(note)
-            if group is not None and len(note.nodes) > 1:
-                notes.append(_group(note, stages, lying))
+    for call in calls:
+        last = call.variants[-1]
+        group = next(
+            (owner[t] for t in last.arguments if t in owner and _makes(last.kernel, last.arguments, t)), None
+        )
+        note = _kernel(last.kernel, last.arguments, group)
+        kernels.append(note)
+        if group is not None and len(note.nodes) > 1:
+            notes.append(_group(note, stages, lying))
     arena = ix.number(plan.arena)
     return ExplainReport(
         name,
@@ -249,6 +246,25 @@ def explain(
         plan.weights_bytes,
         tuple(dict.fromkeys(log.made)),
     )
+
+
+def _every(program: Program) -> Iterator[Stage]:
+    """The stages of a program, and of the programs within them."""
+    for stage in program.stages:
+        yield stage
+        if isinstance(stage, (Branch, Loop)):
+            for body in stage.bodies:
+                yield from _every(body.program)
+
+
+def _calls(plan: Plan) -> Iterator[Call]:
+    """The kernel calls of a plan, and of the plans within it."""
+    for step in plan.steps:
+        if isinstance(step, Call):
+            yield step
+        elif isinstance(step, Control):
+            for inner in step.plans:
+                yield from _calls(inner)
 
 
 def _makes(kernel: Kernel, arguments: Sequence[Tensor], tensor: Tensor) -> bool:

@@ -8,8 +8,15 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fusile.backends.framework import emit as em
-from fusile.backends.framework import quantised
-from fusile.backends.framework import keras_layers, keras_moves, keras_recurrent, keras_rows, keras_special, keras_strings
+from fusile.backends.framework import (
+    keras_layers,
+    keras_moves,
+    keras_recurrent,
+    keras_rows,
+    keras_special,
+    keras_strings,
+    quantised,
+)
 from fusile.backends.framework.code import call, layout, name
 from fusile.backends.framework.common import Framework, Printer
 from fusile.backends.framework.control import CONTROL

@@ -7,8 +7,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fusile.backends.framework import emit as em
-from fusile.backends.framework import quantised
-from fusile.backends.framework import torch_layers, torch_moves, torch_recurrent, torch_rows, torch_special
+from fusile.backends.framework import (
+    quantised,
+    torch_layers,
+    torch_moves,
+    torch_recurrent,
+    torch_rows,
+    torch_special,
+)
 from fusile.backends.framework.code import Name
 from fusile.backends.framework.common import Framework, Printer
 from fusile.backends.framework.control import CONTROL
