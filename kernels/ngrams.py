@@ -17,9 +17,12 @@ MOST_COLUMNS = 1 << 24
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Pool:
-    """`grams` by length: the n-grams and the columns that they are counted in, of `width`."""
+    """`grams` by length: the n-grams and the columns that they are counted in, of `width`. `columns` are
+    those of all n-grams, in order.
+    """
 
     grams: Mapping[int, tuple[tuple[tuple[Any, ...], int], ...]]
+    columns: tuple[int, ...]
     width: int
 
     def factors(self, mode: str, weights: Sequence[float]) -> np.ndarray | None:
@@ -28,9 +31,11 @@ class Pool:
             raise Malformed(f"mode is {mode!r}, and should be TF, IDF or TFIDF")
         if mode == "TF" or not weights:
             return None
-        if len(weights) < self.width:
-            raise Malformed(f"{len(weights)} weights for {self.width} columns")
-        return np.asarray(weights[: self.width], np.float32)
+        if len(weights) != len(self.columns):
+            raise Malformed(f"{len(weights)} weights for {len(self.columns)} n-grams")
+        out = np.zeros(self.width, np.float32)
+        out[list(self.columns)] = weights
+        return out
 
 
 @lru_cache(maxsize=16)
@@ -61,4 +66,4 @@ def pool_of(
         if shortest <= n <= longest:
             found[n] = tuple(zip(grams, columns[number : number + len(grams)], strict=True))
         number += len(grams)
-    return Pool(found, width)
+    return Pool(found, columns, width)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import onnx_ir as ir
+
 from fusile.frontend.rules import EVER, Rule, Site, attribute
 
 _ML = "ai.onnx.ml"
+_STRING = ir.TensorType(ir.DataType.STRING)
 _TABLE_VERSION = 4
 """A version of LabelEncoder with lists of keys and values."""
 
@@ -40,6 +43,7 @@ def numbered_labels(integers: str) -> Callable[[Site], None]:
             attribute("values_strings", labels),
         ]
         (label,) = site.emit_node(_ML, "LabelEncoder", _TABLE_VERSION, [number], table)
+        label.type = _STRING
         site.replace(label, *scores)
 
     return apply
@@ -60,9 +64,18 @@ def numbered_categories(site: Site) -> None:
     site.set("cats_int64s", numbers)
 
 
+def table_of_names(site: Site) -> None:
+    """A table that answers strings says so, where the file does not."""
+    made, tensor = site.node.outputs[0], site.node.attributes.get("values_tensor")
+    named = bool(_strings(site, "values_strings"))
+    if made.type is None and (named or (tensor and tensor.as_tensor().dtype == ir.DataType.STRING)):
+        made.type = _STRING
+
+
 RULES: tuple[Rule, ...] = (
     Rule("TreeEnsembleClassifier", EVER, numbered_labels("classlabels_int64s"), _ML),
     Rule("LinearClassifier", EVER, numbered_labels("classlabels_ints"), _ML),
     Rule("SVMClassifier", EVER, numbered_labels("classlabels_ints"), _ML),
     Rule("OneHotEncoder", EVER, numbered_categories, _ML),
+    Rule("LabelEncoder", EVER, table_of_names, _ML),
 )

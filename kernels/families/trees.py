@@ -82,9 +82,15 @@ class _Walk:
         """The column of `child` that a value and a threshold choose."""
         if self.uniform is not None:
             return select(_HOLDS[self.uniform](v, limit), const(1), const(0))
-        rest = select(limit < v, const(tables.ABOVE), const(tables.UNORDERED))
-        rest = select(eq(v, limit), const(tables.EQUAL), rest)
-        return select(v < limit, const(tables.BELOW), rest)
+        out: Expr = const(tables.UNORDERED)
+        for test, case in (
+            (v < limit, tables.BELOW),
+            (eq(v, limit), tables.EQUAL),
+            (limit < v, tables.ABOVE),
+        ):
+            # At most one holds. A sum and no choice, so that nothing is read under a condition.
+            out = out - cast(test, I64) * (tables.UNORDERED - case)
+        return out
 
 
 _HOLDS: dict[str, Any] = {
