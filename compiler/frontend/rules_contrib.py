@@ -141,9 +141,7 @@ def skip_simplified_layer_norm(site: Site) -> None:
     if site.used(1) or site.used(2):
         site.unsupported("its statistics are read", "Export the model for inference")
     total = _skipped(site, site.input(3))
-    y = site.emit(
-        "RMSNormalization", [total, site.required(2)], axis=-1, epsilon=_epsilon(site, 1e-12)
-    )
+    y = site.emit("RMSNormalization", [total, site.required(2)], axis=-1, epsilon=_epsilon(site, 1e-12))
     site.replace(y, None, None, total)
 
 
@@ -254,9 +252,8 @@ def nhwc_max_pool(site: Site) -> None:
 def refuse_blocked(site: Site) -> None:
     """Operators on blocked layouts, which a file optimised for one machine holds."""
     site.unsupported(
-        "its tensors lie in blocks of channels as the machine wanted them on which ONNX Runtime optimised the "
-        "file",
-        "Save the optimised model with GraphOptimizationLevel.ORT_ENABLE_EXTENDED, or give fusile the original",
+        "its tensors lie in blocks of channels, as the machine wanted them on which ONNX Runtime saved the file",
+        "Save the optimised model at GraphOptimizationLevel.ORT_ENABLE_EXTENDED, or give fusile the original",
     )
 
 

@@ -1,5 +1,5 @@
-"""ONNX Runtime's attention: Attention, MultiHeadAttention, DecoderMaskedMultiHeadAttention, QAttention (domain
-com.microsoft), and the core that they share with GroupQueryAttention.
+"""ONNX Runtime's attention (domain com.microsoft): Attention, MultiHeadAttention, QAttention,
+DecoderMaskedMultiHeadAttention, and the core that they share with GroupQueryAttention.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Scoring) -> Attended:
         return g * each + r
 
     def product(b: Expr, g: Expr, r: Expr, s: Expr, t: Expr) -> Expr:
-        return reduce_sum(
-            (size,), lambda h: cast(q[b, head(g, r), s, h], wide) * cast(k[b, g, t, h], wide)
-        )
+        return reduce_sum((size,), lambda h: cast(q[b, head(g, r), s, h], wide) * cast(k[b, g, t, h], wide))
 
     raw = compute((batch, groups, each, rows, length), product, name="product")
 
@@ -180,9 +178,9 @@ def _mask(
         if given is None:
             return shown
         if given.rank == 3:
-            return select(0 < cast(given[b, s, t], I64), shown, hidden)
+            return select(cast(given[b, s, t], I64) > 0, shown, hidden)
         if given.rank == 2:
-            return select(0 < cast(given[b, t], I64), shown, hidden)
+            return select(cast(given[b, t], I64) > 0, shown, hidden)
         out = select(t < cast(given[b], I64), shown, hidden)
         count = given.shape[0]
         if count is batch:
@@ -221,9 +219,7 @@ def _past_and_new(past: Tensor | None, which: int | None, new: Tensor) -> Tensor
 
 
 def _stacked(k: Tensor, v: Tensor) -> Tensor:
-    return compute(
-        (2, *k.shape), lambda w, *i: select(w < 1, k[i], v[i]), name="present"
-    )
+    return compute((2, *k.shape), lambda w, *i: select(w < 1, k[i], v[i]), name="present")
 
 
 def _self_attention(
@@ -245,9 +241,7 @@ def _self_attention(
     batch, rows = qkv.shape[:2]
     parts = [size_of_head(width, num_heads) for width in sizes]
     starts = [as_expr(0), sizes[0], sizes[0] + sizes[1]]
-    q, k, v = (
-        heads_of(qkv, begin, num_heads, size, bias) for begin, size in zip(starts, parts, strict=True)
-    )
+    q, k, v = (heads_of(qkv, begin, num_heads, size, bias) for begin, size in zip(starts, parts, strict=True))
     before = past.shape[3] if past is not None else as_expr(0)
     k, v = _past_and_new(past, 0, k), _past_and_new(past, 1, v)
     mask = _mask(
@@ -374,9 +368,7 @@ def _from(bias: Tensor | None, begin: Expr, width: Expr) -> Tensor | None:
     return None if bias is None else compute((width,), lambda j: bias[begin + j], name="bias")
 
 
-def _packed(
-    query: Tensor, key: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _packed(query: Tensor, key: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v out of [batch, s, heads, 3, size], or k and v out of [batch, s, heads, 2, size]."""
     source = query if query.rank == 5 else key
     assert source is not None
@@ -474,9 +466,7 @@ def decoder_masked_multi_head_attention(
         ctx.require(total <= past_key.shape[2], f"no room for a token in a cache of {past_key.shape[2]}")
         caches = (k, v)
         k, v = _begin(k, total), _begin(v, total)
-    mask = _mask(
-        ctx, mask_index, q.shape[0], as_expr(0), k.shape[2], causal=False, filler=mask_filter_value
-    )
+    mask = _mask(ctx, mask_index, q.shape[0], as_expr(0), k.shape[2], causal=False, filler=mask_filter_value)
     done = attend(q, k, v, Scoring(scale_of(scale, q.shape[3]), attention_bias, mask))
     return (done.output, *caches, by_head(done.scores, q.dtype))[:outputs]
 

@@ -84,9 +84,7 @@ def rotary_embedding(
     count = ix.number(width // size)
     if count is None:
         raise Unsupported("an unknown number of heads", "fix the width by `--dims`")
-    y = rotated(
-        ctx, heads_of(x, 0, count, size), position, cosine, sine, interleaved=bool(interleaved)
-    )
+    y = rotated(ctx, heads_of(x, 0, count, size), position, cosine, sine, interleaved=bool(interleaved))
     return compute(x.shape, lambda b, s, j: y[b, j // size, s, j % size], name="joined")
 
 
@@ -105,9 +103,7 @@ def _normalised(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return compute(x.shape, body, name="normalised")
 
 
-def _cached(
-    past: Tensor | None, new: Tensor, before: Callable[[Expr], Expr], rows: Expr
-) -> Tensor:
+def _cached(past: Tensor | None, new: Tensor, before: Callable[[Expr], Expr], rows: Expr) -> Tensor:
     """The first before(b) rows of the past and then the new ones, in `rows` rows; zeros after them."""
     batch, groups, count, size = new.shape
 
@@ -160,8 +156,8 @@ def group_query_attention(
     sliding_window_cache: int = 0,
     outputs: int = 1,
 ) -> tuple[Tensor, ...]:
-    """Attention of new tokens to those of the past and themselves. A sequence b has seqlens_k[b] + 1 tokens in
-    all, of which the new ones are the last, or all where this is the first call.
+    """Attention of new tokens to those of the past and themselves. A sequence b has seqlens_k[b] + 1 tokens,
+    of which the new ones are the last, or all where this is the first call.
     """
     if k_quant_type != "NONE" or v_quant_type != "NONE" or k_scale is not None or v_scale is not None:
         raise Unsupported("a quantised cache", "export with a cache of floats")

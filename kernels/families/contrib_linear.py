@@ -1,4 +1,4 @@
-"""ONNX Runtime's matrix products with transposes and factors, and its convolution with paddings as an input."""
+"""ONNX Runtime's products of matrices with transposes and factors, and a convolution whose padding is given."""
 
 from __future__ import annotations
 

@@ -102,9 +102,7 @@ def qlinear_mul(
     factor = compute((), lambda: single(a_scale) * single(b_scale) / single(c_scale), name="factor")
 
     def body(*i: Expr) -> Expr:
-        first, second = (
-            cast(broadcast_read(t, i), I32) - zero_of(z) for t, z in ((a, a_zero), (b, b_zero))
-        )
+        first, second = (cast(broadcast_read(t, i), I32) - zero_of(z) for t, z in ((a, a_zero), (b, b_zero)))
         return saturated(cast(first * second, F32) * factor[()] + cast(zero_of(c_zero), F32), a.dtype)
 
     return compute(shape, body, name="qlinear_mul")
@@ -336,11 +334,7 @@ def qlinear_global_average_pool(
     axes = list(range(1, x.rank - 1)) if channels_last else list(range(2, x.rank))
     count = ix.product([x.shape[k] for k in axes])
     total = reduced(x, axes, "sum", keep=True, of=lambda v: cast(v, I32) - zero_of(x_zero), name="sum")
-    factor = compute(
-        (), lambda: single(x_scale) / (single(y_scale) * cast(count, F32)), name="factor"
-    )
+    factor = compute((), lambda: single(x_scale) / (single(y_scale) * cast(count, F32)), name="factor")
     return unary(
         total, lambda v: quantised(cast(v, F32) * factor[()], single(y_zero), x.dtype), "qlinear_global_pool"
     )
-
-

@@ -229,7 +229,9 @@ def rnn(
     layout: int = 0,
 ) -> tuple[Tensor, ...]:
     count = direction_count(direction)
-    functions = bound_activations(activations or ("Tanh",) * count, activation_alpha, activation_beta, count, 1)
+    functions = bound_activations(
+        activations or ("Tanh",) * count, activation_alpha, activation_beta, count, 1
+    )
     layers = layers_of(
         x, w, r, b, sequence_lens, direction=direction, layout=layout, clip=clip, functions=functions
     )

@@ -14,16 +14,21 @@ MICROSOFT = "com.microsoft"
 
 
 def case(
-    op: str, name: str, inputs: Sequence[Array | None], fixed: Sequence[int] = (), outputs: int = 1, **more: Any
+    op: str,
+    name: str,
+    inputs: Sequence[Array | None],
+    fixed: Sequence[int] = (),
+    outputs: int = 1,
+    **more: Any,
 ) -> Case:
     """A case of an operator; what is not a field of Case is an attribute. Trailing None are left out."""
     given = list(inputs)
     while given and given[-1] is None:
         given.pop()
-    fields: dict[str, Any] = {k: more.pop(k) for k in ("domain", "symbolic", "tolerance", "axes") if k in more}
-    return Case(
-        name, op, tuple(given), more, tuple(fixed), outputs, **{"domain": MICROSOFT, **fields}
-    )
+    fields: dict[str, Any] = {
+        k: more.pop(k) for k in ("domain", "symbolic", "tolerance", "axes") if k in more
+    }
+    return Case(name, op, tuple(given), more, tuple(fixed), outputs, **{"domain": MICROSOFT, **fields})
 
 
 def scale(value: float) -> Array:
@@ -144,12 +149,12 @@ def convolutions() -> Iterator[Case]:
         ("HardSigmoid", [0.2, 0.5]),
     ):
         more = {} if params is None else {"activation_params": params}
-        yield case(
-            "FusedConv", name, [x, w, f32(4)], [1, 2], activation=name, pads=[1, 1, 1, 1], **more
-        )
+        yield case("FusedConv", name, [x, w, f32(4)], [1, 2], activation=name, pads=[1, 1, 1, 1], **more)
     yield case("FusedConv", "sum", [x, w, f32(4), f32(2, 4, 6, 5)], [1, 2], activation="Relu")
     yield case("FusedConv", "grouped", [x, f32(6, 1, 3, 3), f32(6)], [1, 2], group=3, strides=[2, 2])
-    yield case("FusedConv", "same", [x, w, None], [1], auto_pad="SAME_UPPER", strides=[2, 2], activation="Relu")
+    yield case(
+        "FusedConv", "same", [x, w, None], [1], auto_pad="SAME_UPPER", strides=[2, 2], activation="Relu"
+    )
     op, y = "ConvTransposeWithDynamicPads", f32(1, 2, 5, 5)
     filters = f32(2, 3, 3, 3)
     for name, pads, more in (
@@ -235,14 +240,10 @@ def decoders() -> Iterator[Case]:
     caches = [f32(B, N, longest, H), f32(B, N, longest, H, seed=1)]
     rows = [f32(B, 1, D, seed=k) for k in range(3)]
 
-    def one(
-        name: str, past: int, mask: Array | None = None, added: Array | None = None, **more: Any
-    ) -> Case:
+    def one(name: str, past: int, mask: Array | None = None, added: Array | None = None, **more: Any) -> Case:
         bias = more.pop("bias", None)
         inputs = [*rows, mask, added, *caches, i32(past), None, None, bias]
-        return case(
-            op, name, inputs, outputs=3, num_heads=N, past_present_share_buffer=1, axes=(0,), **more
-        )
+        return case(op, name, inputs, outputs=3, num_heads=N, past_present_share_buffer=1, axes=(0,), **more)
 
     yield one("plain", 4)
     yield one("start", 0)
@@ -406,7 +407,11 @@ def joined_bytes() -> Iterator[Case]:
     yield case(op, "signed", [scale(0.15), signed(1), *signs], [0, 1], axis=1, symbolic=False)
     yield case(op, "three", [scale(0.03), byte(0), *first, *second, *first], axis=0, symbolic=False)
     op, test = "QLinearWhere", numbers(0, 2, 300, dtype=np.bool_)
-    x, y, z = [u8(300), scale(0.05), byte(3)], [u8(300, seed=1), scale(0.02), byte(9)], [scale(0.04), byte(44)]
+    x, y, z = (
+        [u8(300), scale(0.05), byte(3)],
+        [u8(300, seed=1), scale(0.02), byte(9)],
+        [scale(0.04), byte(44)],
+    )
     yield case(op, "plain", [test, *x, *y, *z])
     yield case(op, "fixed", [test, *x, *y, *z], [2, 3, 5, 6, 7, 8])
     yield case(op, "broadcast", [numbers(0, 2, 3, 1, dtype=np.bool_), u8(4), *x[1:], u8(3, 4), *y[1:], *z])
@@ -581,9 +586,7 @@ def recurrences() -> Iterator[Case]:
         peepholes: bool = False,
         **more: Any,
     ) -> Case:
-        weights = [
-            u8(ways, rows, 4 * hidden, seed=s).view(kind) for s, rows in enumerate((width, hidden))
-        ]
+        weights = [u8(ways, rows, 4 * hidden, seed=s).view(kind) for s, rows in enumerate((width, hidden))]
         shape = (ways, 4 * hidden) if columns else (ways,)
         parameters = []
         for s in range(2):

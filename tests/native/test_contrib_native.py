@@ -73,9 +73,7 @@ def attention() -> onnx.ModelProto:
     }
     constants = {"w": f32(12, 3 * WIDTH) * 0.3, "b": f32(3 * WIDTH)}
     order = ["x", "w", "b", "mask", "past"]
-    return model(
-        "Attention", inputs, ["y", "present"], constants, order, num_heads=HEADS, unidirectional=1
-    )
+    return model("Attention", inputs, ["y", "present"], constants, order, num_heads=HEADS, unidirectional=1)
 
 
 def multi_head() -> onnx.ModelProto:
@@ -85,9 +83,7 @@ def multi_head() -> onnx.ModelProto:
         "v": ["batch", "keys", WIDTH],
         "mask": ["batch", "keys"],
     }
-    return model(
-        "MultiHeadAttention", inputs, ["y"], {}, ["q", "k", "v", "", "mask"], num_heads=HEADS
-    )
+    return model("MultiHeadAttention", inputs, ["y"], {}, ["q", "k", "v", "", "mask"], num_heads=HEADS)
 
 
 def grouped() -> onnx.ModelProto:
