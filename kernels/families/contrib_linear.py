@@ -1,4 +1,4 @@
-"""ONNX Runtime's products of matrices with transposes and factors, and a convolution whose padding is given."""
+"""ONNX Runtime's products with transposes and factors, and its convolution whose padding is an input."""
 
 from __future__ import annotations
 
