@@ -252,9 +252,8 @@ def nhwc_max_pool(site: Site) -> None:
 def refuse_blocked(site: Site) -> None:
     """Operators on blocked layouts, which a file optimised for one machine holds."""
     site.unsupported(
-        "its tensors lie in blocks of channels as the machine wanted them on which ONNX Runtime optimised the "
-        "file",
-        "Save the optimised model with GraphOptimizationLevel.ORT_ENABLE_EXTENDED, or give fusile the original",
+        "its tensors lie in blocks of channels, as the machine wanted them where the file was saved",
+        "Save the optimised model at GraphOptimizationLevel.ORT_ENABLE_EXTENDED, or give fusile the original",
     )
 
 

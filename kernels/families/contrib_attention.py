@@ -1,5 +1,5 @@
-"""ONNX Runtime's attention: Attention, MultiHeadAttention, DecoderMaskedMultiHeadAttention, QAttention (domain
-com.microsoft), and the core that they share with GroupQueryAttention.
+"""ONNX Runtime's attention (domain com.microsoft): Attention, MultiHeadAttention, QAttention,
+DecoderMaskedMultiHeadAttention, and the core that they share with GroupQueryAttention.
 """
 
 from __future__ import annotations

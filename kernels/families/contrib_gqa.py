@@ -156,8 +156,8 @@ def group_query_attention(
     sliding_window_cache: int = 0,
     outputs: int = 1,
 ) -> tuple[Tensor, ...]:
-    """Attention of new tokens to those of the past and themselves. A sequence b has seqlens_k[b] + 1 tokens in
-    all, of which the new ones are the last, or all where this is the first call.
+    """Attention of new tokens to those of the past and themselves. A sequence b has seqlens_k[b] + 1 tokens,
+    of which the new ones are the last, or all where this is the first call.
     """
     if k_quant_type != "NONE" or v_quant_type != "NONE" or k_scale is not None or v_scale is not None:
         raise Unsupported("a quantised cache", "export with a cache of floats")

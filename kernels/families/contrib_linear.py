@@ -1,4 +1,4 @@
-"""ONNX Runtime's matrix products with transposes and factors, and its convolution with paddings as an input."""
+"""ONNX Runtime's products with transposes and factors, and its convolution whose padding is an input."""
 
 from __future__ import annotations
 

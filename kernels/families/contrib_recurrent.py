@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from fusile.ir.expr import Expr, cast, const, select
 from fusile.ir.tensor import Tensor, compute, reduce_sum
@@ -80,7 +81,7 @@ class QuantisedLayer(Layer):
 
 
 def _within(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """x with zeros past the end of the longest sequence, so that what stands there has no part in its range."""
+    """x with zeros past the end of the longest sequence: what stands there has no part in its range."""
     if lengths is None:
         return x
     longest = reduced(lengths, [0], "max", keep=False, name="longest")
@@ -128,8 +129,6 @@ def dynamic_quantize_lstm(
 
 
 def _quantised(layer: Layer, r: Tensor, sequence: Tensor, parameters: Sequence[Tensor]) -> QuantisedLayer:
-    given = {f.name: getattr(layer, f.name) for f in fields(Layer)} | {"hidden": r.shape[1]}
-    return QuantisedLayer(**given, sequence=sequence, **dict(zip(_PARAMETERS, parameters, strict=True)))
-
-
-_PARAMETERS = ("w_scale", "w_zero", "r_scale", "r_zero")
+    given: dict[str, Any] = {f.name: getattr(layer, f.name) for f in fields(Layer)}
+    given |= zip(("w_scale", "w_zero", "r_scale", "r_zero"), parameters, strict=True)
+    return QuantisedLayer(**given | {"hidden": r.shape[1], "sequence": sequence})

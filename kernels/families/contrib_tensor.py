@@ -119,7 +119,7 @@ def crop_and_resize(
 
 @op("Inverse", MICROSOFT)
 def inverse(ctx: Context, x: Tensor) -> Tensor:
-    """Gauss and Jordan's elimination with row exchanges of matrices beside the identity, a column per step."""
+    """Elimination with row exchanges of matrices beside the identity, a column per step of a scan."""
     if x.rank < 2:
         raise Malformed(f"takes matrices, not rank {x.rank}")
     n = x.shape[-1]

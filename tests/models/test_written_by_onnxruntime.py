@@ -44,7 +44,11 @@ class Builder:
         name, kind, shape = x
         given = helper.make_tensor_value_info(name, kind, shape)
         graph = helper.make_graph(
-            self.nodes, "made", [given], [helper.make_tensor_value_info(y, TensorProto.FLOAT, None)], self.weights
+            self.nodes,
+            "made",
+            [given],
+            [helper.make_tensor_value_info(y, TensorProto.FLOAT, None)],
+            self.weights,
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
@@ -74,7 +78,11 @@ def transformer() -> onnx.ModelProto:
     mixed = b("Transpose", b("MatMul", b("Softmax", scores, axis=-1), v), perm=[0, 2, 1, 3])
     x = norm(b("Add", projected(b("Reshape", mixed, flat)), "x"))
     h = b("Add", b("MatMul", x, b.weight(WIDTH, 64)), b.weight(64))
-    bent = b("Add", b("Erf", b("Div", h, b.constant(np.array(2**0.5, np.float32)))), b.constant(np.array(1, np.float32)))
+    bent = b(
+        "Add",
+        b("Erf", b("Div", h, b.constant(np.array(2**0.5, np.float32)))),
+        b.constant(np.array(1, np.float32)),
+    )
     h = b("Mul", b("Mul", h, bent), b.constant(np.array(0.5, np.float32)))
     out = b("Add", b("MatMul", h, b.weight(64, WIDTH)), b.weight(WIDTH))
     gate = b("Mul", out, b("Sigmoid", out))
@@ -98,7 +106,9 @@ def residual() -> onnx.ModelProto:
     x = b("Concat", x, conv(x, 16, 16, 1, "LeakyRelu"), axis=1)
     x = b("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
     x = b("Flatten", b("GlobalAveragePool", x))
-    return b.model(("x", TensorProto.FLOAT, ["batch", 3, 32, 32]), b("Gemm", x, b.weight(32, 10), b.weight(10)))
+    return b.model(
+        ("x", TensorProto.FLOAT, ["batch", 3, 32, 32]), b("Gemm", x, b.weight(32, 10), b.weight(10))
+    )
 
 
 def recurrent() -> onnx.ModelProto:
@@ -166,7 +176,11 @@ def agree(path: Path, model: onnx.ModelProto, tolerance: float) -> frozenset[str
 @pytest.mark.parametrize(
     ("name", "level", "written"),
     [
-        ("transformer", LEVELS.ORT_ENABLE_EXTENDED, {"FusedMatMul", "SkipLayerNormalization", "BiasGelu", "QuickGelu"}),
+        (
+            "transformer",
+            LEVELS.ORT_ENABLE_EXTENDED,
+            {"FusedMatMul", "SkipLayerNormalization", "BiasGelu", "QuickGelu"},
+        ),
         ("transformer", LEVELS.ORT_ENABLE_ALL, {"FusedMatMul", "BiasGelu"}),
         ("residual", LEVELS.ORT_ENABLE_EXTENDED, {"FusedConv"}),
         ("recurrent", LEVELS.ORT_ENABLE_EXTENDED, set()),
@@ -188,7 +202,9 @@ def quantised(source: Path, model: onnx.ModelProto, how: str) -> Path:
         quantization.quantize_dynamic(str(source), str(made), weight_type=quantization.QuantType.QInt8)
         return made
     form = quantization.QuantFormat.QDQ if how == "qdq" else quantization.QuantFormat.QOperator
-    quantization.quantize_static(str(source), str(made), Calibration(model), quant_format=form, per_channel=True)
+    quantization.quantize_static(
+        str(source), str(made), Calibration(model), quant_format=form, per_channel=True
+    )
     return made
 
 
