@@ -63,6 +63,12 @@ class Context:
     dim_definitions: list[DimDefinition] = field(default_factory=list)
     requirements: list[Requirement] = field(default_factory=list)
     runtime: dict[Tensor, tuple[Expr, ...]] = field(default_factory=dict)
+    drops_open: bool | None = None
+    """Whether a dimension of a symbolic size counts as one of size 1 where an operator drops all of those and
+    names none; None: that is refused.
+    """
+    guessed: bool = False
+    """Whether `drops_open` was asked."""
     half: DType | None = None
     """The 16-bit float type of the values between operators, while a definition computes in float32 inside
     (see `precision.py`).

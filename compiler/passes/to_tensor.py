@@ -314,10 +314,40 @@ def _element(body: Expr, mapping: Mapping[Expr, Expr]) -> Expr | None:
 def lower(model: ir.Model) -> Program:
     """The tensor program of a canonical graph.
 
+    Where dimensions of size 1 are dropped and none is named, those of symbolic sizes stay, unless the model's
+    outputs have the ranks that it declares only if they go; that the sizes are so is checked when run.
+
     Raises UnsupportedError with every gap at once, InvalidModelError for a node that cannot be.
     """
     _load_definitions()
-    return _Lowering(model).run()
+    walk = _Lowering(model)
+    walk.ctx.drops_open = False
+    program: Program | None
+    try:
+        program = walk.run()
+        if not walk.ctx.guessed or _ranks_as_declared(program, model):
+            return program
+    except (InvalidModelError, UnsupportedError):
+        if not walk.ctx.guessed:
+            raise
+        program = None
+    other = _Lowering(model)
+    other.ctx.drops_open = True
+    try:
+        found = other.run()
+    except (InvalidModelError, UnsupportedError):
+        if program is None:
+            raise
+        return program
+    return found if program is None or _ranks_as_declared(found, model) else program
+
+
+def _ranks_as_declared(program: Program, model: ir.Model) -> bool:
+    """Whether every output has as many dimensions as the model says, where it says it."""
+    return all(
+        v.shape is None or len(v.shape) == t.rank
+        for v, t in zip(model.graph.outputs, program.outputs, strict=True)
+    )
 
 
 def infer(model: ir.Model) -> None:

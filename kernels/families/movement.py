@@ -95,10 +95,14 @@ def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
 def squeeze(ctx: Context, x: Tensor, axes: Tensor | None = None) -> Tensor:
     if axes is None:
         unknown = [n for n in x.shape if ix.number(n) is None]
-        if unknown:
+        ctx.guessed |= bool(unknown)
+        if unknown and ctx.drops_open is None:
             reason = f"which dimensions are dropped depends on whether {unknown[0]} is 1"
             raise Unsupported(reason, "fix the size by `--dims`, or name the axes in the model")
-        drop: tuple[int, ...] = tuple(k for k, n in enumerate(x.shape) if ix.number(n) == 1)
+        for n in unknown if not ctx.drops_open else ():
+            ctx.require(ne(n, 1), f"the size {n} is 1, and the dimension would be dropped")
+        sizes = [1 if ix.number(n) is None and ctx.drops_open else ix.number(n) for n in x.shape]
+        drop: tuple[int, ...] = tuple(k for k, n in enumerate(sizes) if n == 1)
     elif is_late(axes):
         flags = named(ctx, axes, x.rank)
         for f, n in zip(flags, x.shape, strict=True):
