@@ -98,7 +98,7 @@ class Context:
     dim_definitions: list[DimDefinition] = field(default_factory=list)
     requirements: list[Requirement] = field(default_factory=list)
     runtime: dict[Tensor, tuple[Expr, ...]] = field(default_factory=dict)
-    assumed: dict[str, bool] = field(default_factory=dict)
+    assumed: dict[tuple[str, Expr], bool] = field(default_factory=dict)
     half: DType | None = None
     """The 16-bit float type of the values between operators, while a definition computes in float32 inside
     (see `precision.py`).
@@ -119,11 +119,16 @@ class Context:
         self.dim_definitions.append(DimDefinition(made, value, self.site))
         return made
 
-    def assume(self, condition: Expr) -> bool:
-        """Whether a condition on dims is taken to hold, where the ranks of what follows depend on it. Both
-        are tried, and one is kept if the rest of the model has no meaning otherwise.
+    def assume(self, condition: Expr, usually: bool = True) -> bool:
+        """Whether a condition on dims is taken to hold, where the ranks of what follows depend on it, and
+        checks when run that it does or does not. Both are tried, and one is kept if the rest of the model
+        has no meaning otherwise, or not the ranks that it declares.
         """
-        return self.assumed.setdefault(self.site, True)
+        holds = self.assumed.setdefault((self.site, condition), usually)
+        self.require(
+            condition if holds else apply("not", condition), f"shapes follow from {condition!r}, and it differs"
+        )
+        return holds
 
     def require(self, condition: Expr, reason: str) -> None:
         """Check a condition on dims when run. Raises Malformed at once where it is known to be false."""

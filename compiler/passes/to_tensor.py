@@ -89,7 +89,7 @@ class _Lowering:
         model: ir.Model,
         graph: ir.Graph,
         parent: _Lowering | None = None,
-        assumed: Mapping[str, bool] | None = None,
+        assumed: Mapping[tuple[str, Expr], bool] | None = None,
         seed: int = 0,
     ) -> None:
         self.model = model
@@ -423,9 +423,10 @@ def lower(model: ir.Model, seed: int = 0) -> Program:
     all of them close once inputs are seen, InvalidModelError for a node that cannot be.
     """
     _load_definitions()
-    pending: list[dict[str, bool]] = [{}]
+    pending: list[dict[tuple[str, Expr], bool]] = [{}]
     made: list[Program] = []
     refusal: Exception | None = None
+    sites: dict[str, None] = {}
     for _ in range(MOST_ASSUMED):
         if not pending:
             break
@@ -436,14 +437,24 @@ def lower(model: ir.Model, seed: int = 0) -> Program:
         except (InvalidModelError, UnsupportedError) as e:
             refusal = refusal or e
         assumed = walk.ctx.assumed
-        new = [site for site in assumed if site not in given]
-        for k, site in enumerate(new):
-            pending.append({**given, **{x: assumed[x] for x in new[:k]}, site: not assumed[site]})
-    if len(made) == 1 and not pending:
-        return made[0]
-    if refusal is not None and not made:
+        sites.update((site, None) for site, _ in assumed)
+        new = [key for key in assumed if key not in given]
+        for k, key in enumerate(new):
+            pending.append({**given, **{x: assumed[x] for x in new[:k]}, key: not assumed[key]})
+    if refusal is not None and not made and not pending:
         raise refusal
-    raise UnsettledError([_ambiguous(model, site) for site in assumed], ())
+    for fitting in (made, [p for p in made if _ranks_as_declared(p, model)]):
+        if len(fitting) == 1 and not pending:
+            return fitting[0]
+    raise UnsettledError([_ambiguous(model, site) for site in sites], ())
+
+
+def _ranks_as_declared(program: Program, model: ir.Model) -> bool:
+    """Whether every output has as many dimensions as the model says, where it says it."""
+    return all(
+        v.shape is None or len(v.shape) == t.rank
+        for v, t in zip(model.graph.outputs, program.outputs, strict=True)
+    )
 
 
 def _ambiguous(model: ir.Model, site: str) -> Gap:
@@ -453,7 +464,7 @@ def _ambiguous(model: ir.Model, site: str) -> Gap:
         node.domain,
         site,
         file_opset(model, node.domain),
-        "its branches differ in the number of dimensions, and the rest of the model takes both",
+        "how many dimensions follow depends on a size, and the rest of the model takes several",
         "fix the sizes that it depends on by `--dims`",
     )
 

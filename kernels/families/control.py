@@ -42,9 +42,7 @@ def if_(ctx: Context, condition: Tensor, *, then_branch: Subgraph, else_branch: 
     then, other = (g.trace((), lambda outer: ()) for g in (then_branch, else_branch))
     if condition.known is not None and control.unlike_ranks(then, other):
         (held,) = condition.known
-        chosen = ctx.assume(held)
-        ctx.require(held if chosen else apply("not", held), "a size decides which shapes follow, and differs")
-        return (then_branch if chosen else else_branch).inline(())
+        return (then_branch if ctx.assume(held) else else_branch).inline(())
     results, definitions = control.branch(ctx.site, condition, then, other, _refusal)
     ctx.dim_definitions.extend(definitions)
     return results

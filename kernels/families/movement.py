@@ -10,7 +10,7 @@ from fusile.ir.expr import Const, Expr, apply, as_expr, const, eq, inside, maxim
 from fusile.ir.tensor import Shape, Tensor, compute, from_exprs
 from fusile.ir.types import I64
 from fusile.kernels.late import is_late, late_axes, named, with_ones, without
-from fusile.kernels.registry import Context, Malformed, Unsettled, op
+from fusile.kernels.registry import Context, Malformed, op
 from fusile.kernels.shapes import broadcast, broadcast_read, normal_axes, normal_axis, reshaped
 
 _FAR = 10**9
@@ -91,14 +91,16 @@ def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
     return reshaped(x, (ix.product(x.shape[:at]), ix.product(x.shape[at:])), "flatten")
 
 
+def _is_one(ctx: Context, n: Expr) -> bool:
+    """Whether a dimension goes because its size is 1; for a symbol as the rest of the model asks."""
+    known = ix.number(n)
+    return ctx.assume(eq(n, 1), usually=False) if known is None else known == 1
+
+
 @op("Squeeze")
 def squeeze(ctx: Context, x: Tensor, axes: Tensor | None = None) -> Tensor:
     if axes is None:
-        unknown = [n for n in x.shape if ix.number(n) is None]
-        if unknown:
-            reason = f"which dimensions are dropped depends on whether {unknown[0]} is 1"
-            raise Unsettled(reason, "fix the size by `--dims`, or name the axes in the model")
-        drop: tuple[int, ...] = tuple(k for k, n in enumerate(x.shape) if ix.number(n) == 1)
+        drop = tuple(k for k, n in enumerate(x.shape) if _is_one(ctx, n))
     elif is_late(axes):
         flags = named(ctx, axes, x.rank)
         for f, n in zip(flags, x.shape, strict=True):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Expr, apply, cast, const, eq, select
 from fusile.ir.tensor import Tensor, compute, reduce_sum
-from fusile.ir.types import BY_CODE, F32, DType
+from fusile.ir.types import BY_CODE, F32, F64, DType
 from fusile.kernels.families.elementwise import unary
 from fusile.kernels.families.reduction import averaged, mean, reduced
 from fusile.kernels.registry import Malformed, op
@@ -38,10 +38,20 @@ def moments(x: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
     return middle, mean(centred, axes, keep=True, of=lambda v: v * v, name="variance")
 
 
+def _of_sum(x: Tensor, axes: Sequence[int], f: Callable[[Expr], Expr]) -> Callable[[Expr], Expr]:
+    """f of the mean that a sum over axes of x makes, in float64: there is one for many elements, all of which
+    its rounding errors would move.
+    """
+    mean_of = averaged([x.shape[k] for k in axes])
+    return lambda v: cast(f(mean_of(cast(v, F64))), v.dtype)
+
+
 def standardised(x: Tensor, axes: Sequence[int], epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
     """(x - mean) / sqrt(variance + epsilon) over axes; also the mean and 1 / the root."""
-    middle, variance = moments(x, axes)
-    inverse = _inverse_root(variance, epsilon)
+    middle = unary(reduced(x, axes, "sum", keep=True, name="sum"), _of_sum(x, axes, lambda v: v), "mean")
+    centred = compute(x.shape, lambda *i: x[i] - middle[_kept(i, axes)], name="centred")
+    squares = reduced(centred, axes, "sum", keep=True, of=lambda v: v * v, name="squares")
+    inverse = unary(squares, _of_sum(x, axes, lambda v: 1 / apply("sqrt", v + epsilon)), "inverse")
     y = compute(x.shape, lambda *i: (x[i] - middle[_kept(i, axes)]) * inverse[_kept(i, axes)], name="normal")
     return y, middle, inverse
 
