@@ -241,9 +241,7 @@ class Printer:
         """A free name for a function of the file."""
         return identifier(hint, self._function_names)
 
-    def function(
-        self, hint: str, lines: Callable[[str], list[str]], before: Sequence[str] = ()
-    ) -> Code:
+    def function(self, hint: str, lines: Callable[[str], list[str]], before: Sequence[str] = ()) -> Code:
         """A function of the file, after those that it calls. One that is there already is not made again."""
         key = tuple(lines(""))
         if not before and key in self._printed:

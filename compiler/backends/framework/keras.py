@@ -8,14 +8,21 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fusile.backends.framework import emit as em
-from fusile.backends.framework import quantised
-from fusile.backends.framework import keras_layers, keras_moves, keras_recurrent, keras_rows, keras_special, keras_strings
+from fusile.backends.framework import (
+    keras_layers,
+    keras_moves,
+    keras_recurrent,
+    keras_rows,
+    keras_special,
+    keras_strings,
+    quantised,
+)
 from fusile.backends.framework.code import call, layout, name
 from fusile.backends.framework.common import Framework, Printer
 from fusile.backends.framework.control import CONTROL
 from fusile.backends.framework.emit import EmitReport
-from fusile.backends.framework.site import Site
 from fusile.backends.framework.keras_words import KerasWords
+from fusile.backends.framework.site import Site
 from fusile.backends.framework.source import signature
 from fusile.graph.layout import channels_last
 from fusile.graph.recognise import recognise
@@ -44,7 +51,16 @@ ATTRIBUTES = frozenset(
 )
 FRAMEWORK = Framework(
     name="keras",
-    rows={**CONTROL, **quantised.rows(keras_rows.dtype), **keras_rows.ROWS, **keras_moves.MOVES, **keras_layers.LAYERS, **keras_recurrent.RECURRENT, **keras_special.SPECIAL, **keras_strings.STRINGS},
+    rows={
+        **CONTROL,
+        **quantised.rows(keras_rows.dtype),
+        **keras_rows.ROWS,
+        **keras_moves.MOVES,
+        **keras_layers.LAYERS,
+        **keras_recurrent.RECURRENT,
+        **keras_special.SPECIAL,
+        **keras_strings.STRINGS,
+    },
     size=lambda x, axis: call("ops.shape", x)[axis],
     sizes=lambda x: call("ops.shape", x),
     constant=keras_moves.constant,

@@ -1,4 +1,4 @@
-"""Keras rows of operators for which it or TensorFlow has words of its own: spectra, choices among elements, chance."""
+"""Keras rows of operators for which it or TensorFlow has own words: spectra, choices among elements, chance."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from fusile.backends.framework.code import Code, Name, Plain, Var, call
 from fusile.backends.framework.common import Row
-from fusile.backends.framework.site import Site
 from fusile.backends.framework.keras_rows import cast_to, dtype, run_list
+from fusile.backends.framework.site import Site
 
 
 def number(n: Site, i: int) -> Code:
@@ -89,7 +89,9 @@ def _seeded(n: Site) -> dict[str, Plain]:
 
 def _drawn(n: Site, normal: bool, shape: Plain, kind: ir.DataType) -> Code:
     names = ("mean", "stddev") if normal else ("minval", "maxval")
-    ends = (n.real("mean", 0.0), n.real("scale", 1.0)) if normal else (n.real("low", 0.0), n.real("high", 1.0))
+    ends = (
+        (n.real("mean", 0.0), n.real("scale", 1.0)) if normal else (n.real("low", 0.0), n.real("high", 1.0))
+    )
     words: dict[str, Plain] = {
         word: end for word, end, usual in zip(names, ends, (0.0, 1.0), strict=True) if end != usual
     }

@@ -85,7 +85,9 @@ def _input(n: Site, i: int) -> Tensor | None:
     if value.shape is None:
         raise Refusal(f"the rank of input {i} is not known", "give the model's inputs shapes")
     sizes = n.onnx_shape(i) if i == 0 else n.shape(i)
-    t = Tensor(label, BY_CODE[int(value.dtype)], as_shape(parse_dim(s) if isinstance(s, int) else s for s in sizes))
+    t = Tensor(
+        label, BY_CODE[int(value.dtype)], as_shape(parse_dim(s) if isinstance(s, int) else s for s in sizes)
+    )
     held = value.const_value if value.is_initializer() else None
     if held is not None:
         t.data = held.numpy
@@ -109,7 +111,9 @@ def _function(n: Site, ctx: Context, inputs: Sequence[Tensor | None], results: l
     f.body.result = made[0] if len(made) == 1 else code(made)
     answer = "Tensor" if len(made) == 1 else "tuple[Tensor, ...]"
     op = n.node.op_type
-    title = printer.function(snake(op), lambda name: f.lines(name, f"ONNX's {op}, as a tensor program.", answer), f.steps)
+    title = printer.function(
+        snake(op), lambda name: f.lines(name, f"ONNX's {op}, as a tensor program.", answer), f.steps
+    )
     for helper in words.used:
         printer.helpers[helper] = None
     given = [_given(n, inputs, key) for key in f.taken]

@@ -354,9 +354,7 @@ class Function:
 
     def _gather(self, e: ex.Load, x: Code, axes: tuple[ex.Axis, ...]) -> Val:
         """A read with several indices that are worked out."""
-        places = [
-            self._place(i, extent, axes) for i, extent in zip(e.index, e.source.shape, strict=True)
-        ]
+        places = [self._place(i, extent, axes) for i, extent in zip(e.index, e.source.shape, strict=True)]
         found = self.words.gather(x, [p.code for p in places])
         used = frozenset().union(*(p.axes for p in places))
         return Val(self.body.let(found), used, max(p.rank for p in places))
@@ -461,14 +459,19 @@ class Function:
         self._hints.add(title)
         self.body.reserved |= {title}
         given = [self.tensor(k) if isinstance(k, Tensor) else self._outer(k) for k in step.taken]
-        self.steps += [*step.steps, *step.lines(title, "One step: the states after it, and what is kept.", "tuple")]
+        self.steps += [
+            *step.steps,
+            *step.lines(title, "One step: the states after it, and what is kept.", "tuple"),
+        ]
         initial = tuple(self.tensor(c.initial) for c in stage.carried)
         count = self.size(stage.time.extent)
         extra: list[Plain] = []
         if not ix.number(stage.time.extent):
             extra = [
                 tuple(
-                    self.words.full((code(0), *(self.size(n) for n in inner.shape)), code(0), inner.dtype, self.like())
+                    self.words.full(
+                        (code(0), *(self.size(n) for n in inner.shape)), code(0), inner.dtype, self.like()
+                    )
                     for _, inner in stage.collected
                 )
             ]

@@ -162,8 +162,8 @@ class _Walk:
         states = node.inputs[fixed : len(node.inputs) - scanned]
         formals = body.inputs[fixed : fixed + len(states)]
         results = body.outputs[1 if loop else 0 :]
-        for value, formal in zip(states, formals, strict=True):
-            self._start(value, formal)
+        for initial, formal in zip(states, formals, strict=True):
+            self._start(initial, formal)
         if scanned:
             self._slices(node, body, scanned)
         for _ in range(_MOST_WALKS):
@@ -221,7 +221,9 @@ class _Walk:
             self.tensors.pop(str(formal.name), None)
             formal.shape = None
             return True
-        sizes = [a if a is b or _is_fresh(a) else self.fresh() for a, b in zip(now.shape, then.shape, strict=True)]
+        sizes = [
+            a if a is b or _is_fresh(a) else self.fresh() for a, b in zip(now.shape, then.shape, strict=True)
+        ]
         if sizes == list(now.shape):
             return False
         self._formal(formal, now.dtype, sizes)
@@ -243,5 +245,3 @@ def _graph_dim(e: Expr) -> int | ir.SymbolicDim:
     if isinstance(e, Const):
         return int(e.value)
     return ir.SymbolicDim(e.name if isinstance(e, Dim) else repr(e))
-
-

@@ -7,15 +7,21 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fusile.backends.framework import emit as em
-from fusile.backends.framework import quantised
-from fusile.backends.framework import torch_layers, torch_moves, torch_recurrent, torch_rows, torch_special
+from fusile.backends.framework import (
+    quantised,
+    torch_layers,
+    torch_moves,
+    torch_recurrent,
+    torch_rows,
+    torch_special,
+)
 from fusile.backends.framework.code import Name
 from fusile.backends.framework.common import Framework, Printer
 from fusile.backends.framework.control import CONTROL
 from fusile.backends.framework.emit import EmitReport
 from fusile.backends.framework.site import Site
-from fusile.backends.framework.torch_words import TorchWords
 from fusile.backends.framework.source import signature
+from fusile.backends.framework.torch_words import TorchWords
 from fusile.graph.recognise import recognise
 from fusile.graph.tensors import weights
 from fusile.options import Options
@@ -32,9 +38,27 @@ ATTRIBUTES = frozenset(
         " zero_grad"
     ).split()
 )
+_SMALL = frozenset(
+    {ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E4M3FNUZ, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT8E5M2FNUZ}
+)
+
+
+def avoids(node: ir.Node) -> bool:
+    """Whether PyTorch rounds the floats of 8 bits that a node makes unlike ONNX."""
+    return any(value.dtype in _SMALL for value in node.outputs) and defined(node.domain, node.op_type)
+
+
 FRAMEWORK = Framework(
     name="torch",
-    rows={**CONTROL, **quantised.rows(torch_rows.dtype), **torch_rows.ROWS, **torch_moves.MOVES, **torch_layers.LAYERS, **torch_recurrent.RECURRENT, **torch_special.SPECIAL},
+    rows={
+        **CONTROL,
+        **quantised.rows(torch_rows.dtype),
+        **torch_rows.ROWS,
+        **torch_moves.MOVES,
+        **torch_layers.LAYERS,
+        **torch_recurrent.RECURRENT,
+        **torch_special.SPECIAL,
+    },
     size=lambda x, axis: x.attribute("shape")[axis],
     sizes=lambda x: x.attribute("shape"),
     constant=torch_moves.constant,
@@ -44,19 +68,11 @@ FRAMEWORK = Framework(
     cast=torch_rows.cast_to,
     scalar=lambda size, kind: size,
     words=TorchWords,
-    avoids=lambda node: avoids(node),
+    avoids=avoids,
     reserved=em.reserved("torch", RESERVED),
     attributes=ATTRIBUTES,
 )
 _NEEDS = {"resize_run": ("resize_axis",), "lstm": ("scan",), "gru": ("scan",), "rnn": ("scan",)}
-
-
-_SMALL = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E4M3FNUZ, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT8E5M2FNUZ})
-
-
-def avoids(node: ir.Node) -> bool:
-    """Whether PyTorch's operations round the floats of 8 bits that a node makes unlike ONNX, or not at all."""
-    return any(value.dtype in _SMALL for value in node.outputs) and defined(node.domain, node.op_type)
 
 
 def emit(model: ir.Model, folder: Path, options: Options | None = None) -> EmitReport:
