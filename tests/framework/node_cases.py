@@ -98,6 +98,8 @@ def run_case(name: str, to: str, folder: Path) -> str:
     case = node_cases()[name]
     fusile.emit(case.model, to=to, out=folder)
     net = module_of(folder).load()
+    for parameter in net.parameters() if to == "torch" else ():
+        parameter.requires_grad_(False)
     for inputs, outputs in case.data_sets:
         got: Sequence[Any] | Any = net(*(given_to(to, decoded(v)) for v in inputs))
         got = got if isinstance(got, tuple) else (got,)
