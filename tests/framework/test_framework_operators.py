@@ -300,6 +300,14 @@ def test_every_row_is_in_the_table() -> None:
             "Acos Acosh Asin Asinh Atanh Cosh Sinh BitwiseAnd BitwiseOr BitwiseXor BitwiseNot CastLike Det".split()
         ),
         *("Linear Swish LpPool MeanVarianceNormalization".split()),
+        *(  # in test_framework_programs.py
+            "If Loop Scan SequenceEmpty SequenceConstruct SequenceAt SequenceInsert SequenceErase"
+            " SequenceLength SplitToSequence ConcatFromSequence Optional OptionalHasElement"
+            " OptionalGetElement TfIdfVectorizer AffineGrid DFT Col2Im CumProd MelWeightMatrix"
+            " NonMaxSuppression Unique Dropout QuantizeLinear DequantizeLinear StringConcat"
+            " StringNormalizer StringSplit RegexFullMatch ai.onnx.ml::LabelEncoder ImageDecoder"
+        ).split(),
+        *("RandomUniform RandomNormal RandomUniformLike RandomNormalLike Bernoulli Multinomial".split()),
     }
     for backend in (torch, keras):
         assert set(backend.FRAMEWORK.rows) - covered - elsewhere == set()

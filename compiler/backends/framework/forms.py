@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import onnx
 
@@ -39,10 +40,11 @@ def _branches(domain: str, op_type: str) -> bool:
         schema = onnx.defs.get_schema(op_type, CANONICAL_OPSET if domain == "" else 1, domain)
     except onnx.defs.SchemaError:
         return False
-    if not schema.has_function:
+    found: Any = schema  # the stubs of onnx lack what is used here
+    if not found.has_function:
         return False
     return any(
         item.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-        for node in schema.function_body.node
+        for node in found.function_body.node
         for item in node.attribute
     )

@@ -51,7 +51,16 @@ ATTRIBUTES = frozenset(
 )
 FRAMEWORK = Framework(
     name="keras",
-    rows={**CONTROL, **quantised.rows(keras_rows.dtype), **keras_rows.ROWS, **keras_moves.MOVES, **keras_layers.LAYERS, **keras_recurrent.RECURRENT, **keras_special.SPECIAL, **keras_strings.STRINGS},
+    rows={
+        **CONTROL,
+        **quantised.rows(keras_rows.dtype),
+        **keras_rows.ROWS,
+        **keras_moves.MOVES,
+        **keras_layers.LAYERS,
+        **keras_recurrent.RECURRENT,
+        **keras_special.SPECIAL,
+        **keras_strings.STRINGS,
+    },
     size=lambda x, axis: call("ops.shape", x)[axis],
     sizes=lambda x: call("ops.shape", x),
     constant=keras_moves.constant,

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import onnx_ir as ir
 
 from fusile.backends.framework.code import Code, Name, Plain, Var, call, name, short_float
-from fusile.backends.framework.common import Refusal, Row
+from fusile.backends.framework.common import Row
+from fusile.backends.framework.refusal import Refusal
 from fusile.backends.framework.site import Site
 from fusile.backends.framework.words import axes_word, infix, last, logical, mean_of, sum_of, unary
 

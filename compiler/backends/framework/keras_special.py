@@ -1,4 +1,4 @@
-"""Keras rows of operators for which it or TensorFlow has words of its own: spectra, choices among elements, chance."""
+"""Keras rows in words of its own, or of TensorFlow: spectra, choices among elements, chance."""
 
 from __future__ import annotations
 

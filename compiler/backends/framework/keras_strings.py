@@ -61,7 +61,7 @@ def _type(kind: ir.DataType) -> Plain:
 def _element(value: object) -> Plain:
     if isinstance(value, (bytes, str)):
         return _text(value)
-    return value.item() if hasattr(value, "item") else value  # type: ignore[no-any-return, return-value]
+    return value.item() if hasattr(value, "item") else value  # type: ignore[return-value]
 
 
 def _table(n: Site, side: str) -> Code:
@@ -94,7 +94,11 @@ def cast_string(plain: Row) -> Row:
         if to is ir.DataType.STRING:
             return call("tf.strings.as_string", n.tensor())
         if n.dtype() is ir.DataType.STRING:
-            wide = to if to in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64) else None
+            wide = (
+                to
+                if to in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64)
+                else None
+            )
             kind = "float64" if wide is None else dtype(wide)
             made = call("tf.strings.to_number", n.tensor(), name(f"tf.{kind}"))
             return made if wide is not None else call("ops.cast", made, dtype(to))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,7 +25,7 @@ _NAMES = {
 
 class KerasWords(Words):
     framework = "Keras"
-    functions = {
+    functions: ClassVar[Mapping[str, str]] = {
         **{op: f"ops.{op}" for op in "abs sqrt floor ceil trunc round exp log sin cos tan tanh erf".split()},
         "asin": "ops.arcsin",
         "acos": "ops.arccos",
@@ -32,7 +33,7 @@ class KerasWords(Words):
         "pow": "ops.power",
         "mod": "ops.mod",
     }
-    holds = {
+    holds: ClassVar[Mapping[DType, DType]] = {
         **dict.fromkeys((ty.I8, ty.I16, ty.U8, ty.U16, ty.I4, ty.I2, ty.U4, ty.U2), I32),
         ty.U32: I64, ty.U64: I64, ty.F8E4M3FN: F32, ty.F8E4M3FNUZ: F32, ty.F8E5M2: F32, ty.F8E5M2FNUZ: F32,
         ty.F8E8M0: F32, ty.F4E2M1: F32,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from fusile.graph.layout import first_order, last_order
 from fusile.ir import expr as ex
 from fusile.ir.tensor import Tensor, as_shape
 from fusile.ir.types import BY_CODE
-from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsupported, call
+from fusile.kernels.registry import OPERATORS, Context, Malformed, Operator, Unsupported, call
 from fusile.passes.to_tensor import defined, parse_dim
 
 
@@ -26,10 +27,10 @@ def program(n: Site) -> Sequence[Code | None]:
     node = n.node
     if not defined(node.domain, node.op_type):
         raise Refusal(*no_form(node, n.printer.framework.name))
-    inputs = [_input(n, i) for i in range(len(node.inputs))]
+    definition = OPERATORS[node.domain, node.op_type]
+    inputs = [_input(n, i, label) for i, label in enumerate(_labels(definition, len(node.inputs)))]
     ctx = Context(str(node.name or node.op_type))
     try:
-        definition = OPERATORS[node.domain, node.op_type]
         results = call(definition, ctx, inputs, _attributes(node), len(node.outputs))
     except Unsupported as refused:
         raise Refusal(refused.reason, refused.way_out) from None
@@ -66,13 +67,22 @@ def _checked(t: object) -> Tensor:
     return t
 
 
-def _input(n: Site, i: int) -> Tensor | None:
+def _labels(definition: Operator, count: int) -> list[str]:
+    """What the definition calls its inputs."""
+    words = [
+        p.name
+        for p in inspect.signature(definition.function).parameters.values()
+        if p.kind is not p.KEYWORD_ONLY
+    ][definition.takes_context :]
+    return [words[i] if i < len(words) else f"{words[-1] if words else 'x'}{i + 1}" for i in range(count)]
+
+
+def _input(n: Site, i: int, label: str) -> Tensor | None:
     """An input as a tensor of the program: its type, its sizes, and its elements where they are known."""
     value = n.node.inputs[i]
     if value is None:
         return None
     host = n.printer.host(value)
-    label = f"input{i}" if value.name is None else str(value.name)
     if host is not None:
         kind = BY_CODE[int(host.dtype)]
         t = Tensor(label, kind, as_shape(host.elements.shape))

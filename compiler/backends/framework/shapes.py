@@ -28,13 +28,11 @@ TAKEN = "fusile.taken"
 def fill_in(model: ir.Model) -> None:
     """Give every value its type and shape, in place; what cannot be told keeps what it had."""
     odd = any(_graphs(node) or not defined(node.domain, node.op_type) for node in model.graph.all_nodes())
-    walk = _Walk(model, infer_types(model) if odd else {})
-    for value in model.graph.inputs:
-        walk.declare(value)
-    for value in model.graph.initializers.values():
-        if value.const_value is not None and value.const_value.dtype is not ir.DataType.STRING:
-            walk.constant(value)
-    walk.graph(model.graph)
+    if not odd:
+        _Walk(model, {}).run()
+        odd = any(value.type is None or value.shape is None for node in model.graph for value in node.outputs)
+    if odd:
+        _Walk(model, infer_types(model)).run()
 
 
 def _graphs(node: ir.Node) -> list[ir.Graph]:
@@ -52,8 +50,14 @@ class _Walk:
         self.found = found
         self._fresh = itertools.count()
 
-    def constant(self, value: ir.Value) -> None:
-        self.lowering._constant(value)
+    def run(self) -> None:
+        graph = self.lowering.graph
+        for value in graph.inputs:
+            self.declare(value)
+        for value in graph.initializers.values():
+            if value.const_value is not None and value.const_value.dtype is not ir.DataType.STRING:
+                self.lowering._constant(value)
+        self.graph(graph)
 
     def graph(self, graph: ir.Graph) -> None:
         for node in graph:
@@ -162,8 +166,8 @@ class _Walk:
         states = node.inputs[fixed : len(node.inputs) - scanned]
         formals = body.inputs[fixed : fixed + len(states)]
         results = body.outputs[1 if loop else 0 :]
-        for value, formal in zip(states, formals, strict=True):
-            self._start(value, formal)
+        for initial, formal in zip(states, formals, strict=True):
+            self._start(initial, formal)
         if scanned:
             self._slices(node, body, scanned)
         for _ in range(_MOST_WALKS):

@@ -11,9 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from fusile.backends.framework.code import Code, Plain, Targets, code, name, short_float
-from fusile.backends.framework.common import Place, Printer, Refusal, Size
+from fusile.backends.framework.common import Place, Printer, Size
 from fusile.backends.framework.host import HostArray, Scalar
 from fusile.backends.framework.naming import snake
+from fusile.backends.framework.refusal import Refusal
 from fusile.graph import tensors as tn
 
 

@@ -38,9 +38,27 @@ ATTRIBUTES = frozenset(
         " zero_grad"
     ).split()
 )
+_SMALL = frozenset(
+    {ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E4M3FNUZ, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT8E5M2FNUZ}
+)
+
+
+def avoids(node: ir.Node) -> bool:
+    """Whether PyTorch rounds the floats of 8 bits that a node makes unlike ONNX."""
+    return any(value.dtype in _SMALL for value in node.outputs) and defined(node.domain, node.op_type)
+
+
 FRAMEWORK = Framework(
     name="torch",
-    rows={**CONTROL, **quantised.rows(torch_rows.dtype), **torch_rows.ROWS, **torch_moves.MOVES, **torch_layers.LAYERS, **torch_recurrent.RECURRENT, **torch_special.SPECIAL},
+    rows={
+        **CONTROL,
+        **quantised.rows(torch_rows.dtype),
+        **torch_rows.ROWS,
+        **torch_moves.MOVES,
+        **torch_layers.LAYERS,
+        **torch_recurrent.RECURRENT,
+        **torch_special.SPECIAL,
+    },
     size=lambda x, axis: x.attribute("shape")[axis],
     sizes=lambda x: x.attribute("shape"),
     constant=torch_moves.constant,
@@ -50,21 +68,11 @@ FRAMEWORK = Framework(
     cast=torch_rows.cast_to,
     scalar=lambda size, kind: size,
     words=TorchWords,
-    avoids=lambda node: avoids(node),
+    avoids=avoids,
     reserved=em.reserved("torch", RESERVED),
     attributes=ATTRIBUTES,
 )
 _NEEDS = {"resize_run": ("resize_axis",), "lstm": ("scan",), "gru": ("scan",), "rnn": ("scan",)}
-
-
-_SMALL = frozenset(
-    {ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E4M3FNUZ, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT8E5M2FNUZ}
-)
-
-
-def avoids(node: ir.Node) -> bool:
-    """Whether PyTorch's operations round the floats of 8 bits that a node makes unlike ONNX, or not at all."""
-    return any(value.dtype in _SMALL for value in node.outputs) and defined(node.domain, node.op_type)
 
 
 def emit(model: ir.Model, folder: Path, options: Options | None = None) -> EmitReport:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -26,15 +27,17 @@ _NAMES = {
 
 class TorchWords(Words):
     framework = "PyTorch"
-    functions = {
+    functions: ClassVar[Mapping[str, str]] = {
         **{
             op: f"torch.{op}"
-            for op in "abs sqrt floor ceil trunc round exp log sin cos tan asin acos atan tanh erf pow".split()
+            for op in (
+                "abs sqrt floor ceil trunc round exp log sin cos tan asin acos atan tanh erf pow".split()
+            )
         },
         "mod": "torch.remainder",
         "rem": "torch.fmod",
     }
-    holds = {
+    holds: ClassVar[Mapping[DType, DType]] = {
         ty.U16: I32, ty.U32: I64, ty.U64: I64, ty.I4: I8, ty.I2: I8, ty.U4: U8, ty.U2: U8,
         ty.F8E4M3FN: F32, ty.F8E4M3FNUZ: F32, ty.F8E5M2: F32, ty.F8E5M2FNUZ: F32, ty.F8E8M0: F32,
         ty.F4E2M1: F32,
@@ -171,7 +174,7 @@ def table(array: np.ndarray, t: DType) -> Plain:
     value = array.item()
     if t.is_float and t is not F64 and math.isfinite(float(value)):
         return short_float(float(value))
-    return value if t is BOOL else float(value) if t.is_float else value  # type: ignore[no-any-return]
+    return value if t is BOOL else float(value) if t.is_float else value
 
 
 def of_onnx(kind: ir.DataType) -> DType:

@@ -7,6 +7,7 @@ their high bits cut off after each operation, small floats in float32, rounded a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from fusile.backends.framework.code import Code, Plain, Ternary, call, code, nam
 from fusile.backends.framework.refusal import Refusal
 from fusile.backends.framework.value import Val
 from fusile.ir import expr as ex
-from fusile.ir.types import BOOL, I32, I64, U64, DType
+from fusile.ir.types import BOOL, I64, U64, DType
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^", "lt": "<", "le": "<="}
 _COMPARE = {**_INFIX, "eq": "==", "ne": "!="}
@@ -27,9 +28,9 @@ class Words:
     """
 
     framework = ""
-    functions: Mapping[str, str] = {}
+    functions: ClassVar[Mapping[str, str]] = {}
     """Scalar operations that are functions of one or two tensors."""
-    holds: Mapping[DType, DType] = {}
+    holds: ClassVar[Mapping[DType, DType]] = {}
     lacks: frozenset[DType] = frozenset()
     """Types that tensors of the framework do not have."""
 
@@ -317,6 +318,3 @@ def _fits(a: DType, b: DType) -> bool:
     if a.kind == b.kind:
         return a.bits <= b.bits
     return a.kind == "u" and a.bits < b.bits
-
-
-__all__ = ["I32", "Words", "code"]
