@@ -304,7 +304,7 @@ def ort_values(o: Any, folder: Path) -> Any:
                 value.data_type(),
                 value.element_type(),
                 value.shape(),
-                value.numpy(),
+                value.numpy().copy(),
                 value.tensor_size_in_bytes(),
             )
         )
