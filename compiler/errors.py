@@ -164,3 +164,12 @@ class UnsettledError(UnsupportedError):
     def __init__(self, gaps: Gap | Sequence[Gap], values: Iterable[str]) -> None:
         self.values = frozenset(values)
         super().__init__(gaps)
+
+
+class UnknownDimensionError(UsageError):
+    """A size was given for dimensions that the model has not. `names` are these."""
+
+    def __init__(self, names: Sequence[str], known: str) -> None:
+        self.names = tuple(names)
+        word = "dimension" if len(names) == 1 else "dimensions"
+        super().__init__(f"The model has no {word} {show_names(names)}", todo=f"It has {known}")

@@ -25,7 +25,7 @@ from fusile.options import Options
 from fusile.passes import strict
 from fusile.passes.to_tensor import defined, takes
 from fusile.runtime import abi
-from fusile.runtime.module import Array, ModelInfo
+from fusile.runtime.module import TENSOR_NAMES, Array, ModelInfo
 
 _ALIGNMENT = 16
 """Of raw tensors that are packed where they lie; files align them as they like."""
@@ -35,15 +35,15 @@ _ALIGNMENT = 16
 class Loaded:
     """A canonical graph whose operators all have definitions, or are gaps.
 
-    `unnamed` are the symbols that stand for dimensions without a name, `declared` the symbols that the file
-    names for the dimensions of outputs, `replaced_shapes` says whether weights were replaced that shape the
-    code.
+    `unnamed` are the symbols that were made up for dimensions, with what the file calls these, `declared` the
+    symbols that the file names for the dimensions of outputs, `replaced_shapes` says whether weights were
+    replaced that shape the code.
     """
 
     model: ir.Model
     watch: Watch
     info: ModelInfo
-    unnamed: frozenset[str]
+    unnamed: Mapping[str, str | None]
     declared: Mapping[str, tuple[str | None, ...]]
     replaced_shapes: bool = False
 
@@ -84,13 +84,18 @@ def read(source: Any, options: Options, known: Callable[[str, str], bool] = defi
         model.graph.doc_string or "",
         model.model_version or 0,
         dict(model.metadata_props),
+        tuple(
+            (name, f"tensor({TENSOR_NAMES[element]})", shape)
+            for name, element, shape in model.meta.get(frontend.OVERRIDABLE, ())
+            if element in TENSOR_NAMES
+        ),
     )
-    unnamed = frozenset(
-        symbol
+    unnamed = {
+        symbol: said
         for value in model.graph.inputs
-        for axis in value.meta.get(UNNAMED_AXES, ())
+        for axis, said in value.meta.get(UNNAMED_AXES, {}).items()
         if value.shape is not None and (symbol := _symbol(value.shape[axis]))
-    )
+    }
     declared = {
         str(value.name): tuple(_symbol(dim) for dim in value.shape)
         for value in model.graph.outputs
@@ -146,7 +151,7 @@ def face_of(loaded: Loaded, interface: abi.PlanInterface) -> Face:
     """
 
     def shown(port: abi.Port, declared: tuple[str | None, ...]) -> abi.Port:
-        dims = [None if dim in loaded.unnamed else dim for dim in port.dims]
+        dims = [loaded.unnamed.get(dim, dim) if isinstance(dim, str) else dim for dim in port.dims]
         if len(declared) == len(dims):
             dims = [dim if isinstance(dim, int) else name or dim for dim, name in zip(dims, declared)]
         return replace(port, dims=tuple(dims))
