@@ -198,13 +198,7 @@ class _Lowering:
         where = (node.op_type, node.domain, str(node.name), file_opset(self.model, node.domain))
         inputs = [None if v is None else self.find(str(v.name)) for v in node.inputs]
         if definition is None:
-            self.gaps.append(
-                Gap(
-                    *where,
-                    "fusile has no definition of this operator",
-                    "Replace or decompose the node before export, or ask for the operator",
-                )
-            )
+            self.gaps.append(Gap(*where, *_undefined(node)))
             return
         if any(v is not None and t is None for v, t in zip(node.inputs, inputs, strict=True)):
             return  # downstream of a gap that is already listed
@@ -302,6 +296,22 @@ class _Subgraph:
         if len(whole) < len(found):
             raise _Behind
         return whole
+
+
+def _undefined(node: ir.Node) -> tuple[str, str]:
+    """Why a node is no part of a tensor program, and what to do."""
+    from fusile.kernels import host  # noqa: F401  (fills the table)
+    from fusile.kernels.host.registry import HOST_OPERATORS
+
+    if (node.domain, node.op_type) in HOST_OPERATORS:
+        return (
+            "it runs in the host part of a process, which has no form here",
+            "Run the model with fusile.compile or fusile.InferenceSession",
+        )
+    return (
+        "fusile has no definition of this operator",
+        "Replace or decompose the node before export, or ask for the operator",
+    )
 
 
 def _copy(t: Tensor, name: str) -> Tensor:
