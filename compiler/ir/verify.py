@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fusile.ir import index as ix
-from fusile.ir.expr import REDUCTIONS, Apply, Axis, Dim, Expr, Load, Reduce, free, loads
+from fusile.ir.expr import REDUCTIONS, Apply, Axis, Dim, Expr, Load, Reduce, as_expr, free, loads
 from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Kind, Stmt, Store, stmt_exprs, walk, written
 from fusile.ir.tensor import (
     Branch,
@@ -452,6 +452,9 @@ def independent(loop: For, where: str) -> None:
     for buffer, found in places.items():
         known = [x.known() for x in found]
         views = [list(view) for view in zip(*(x.index for x in found), strict=True)]
+        # Elements whose leading indices make different numbers are different ones.
+        rank = len(buffer.shape)
+        views += [[_address(x.index[:d], buffer.shape[:d]) for x in found] for d in range(2, rank)]
         views.append([buffer.address(x.index) for x in found])
         if not any(_apart(view, known, loop.axis, inner, changed) for view in views):
             fail(
@@ -460,6 +463,13 @@ def independent(loop: For, where: str) -> None:
                 f"{named(buffer.name)}",
                 "; ".join(dict.fromkeys(shown(list(x.index)) for x in found)),
             )
+
+
+def _address(index: Sequence[Expr], shape: Sequence[Expr]) -> Expr:
+    at: Expr = as_expr(0)
+    for i, n in zip(index, shape, strict=True):
+        at = at * n + i
+    return at
 
 
 def _accesses(body: Iterable[Stmt], conditions: tuple[Expr, ...]) -> Iterator[_Access]:
