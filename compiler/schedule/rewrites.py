@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from fusile.errors import InternalError
 from fusile.ir import index as ix
 from fusile.ir.expr import Apply, Axis, Const, Expr, Load, as_expr, axis, const, free, nodes, substitute
 from fusile.ir.loops import (
@@ -26,7 +27,9 @@ from fusile.ir.loops import (
     stmt_exprs,
     substitute_stmts,
     walk,
+    written,
 )
+from fusile.ir.verify import independent
 
 
 class ScheduleError(Exception):
@@ -201,6 +204,20 @@ def check_independent(loop: For) -> None:
     for s in walk(loop.body):
         if isinstance(s, Store) and s.buffer not in own and not moves(s, loop.axis):
             raise ScheduleError(f"iterations of {loop.axis.name} write one element of {s.buffer.name}")
+    if _crosses(loop, own):
+        try:
+            independent(loop, "schedule")
+        except InternalError as e:
+            raise ScheduleError(e.what) from None
+
+
+def _crosses(loop: For, own: set[Buffer]) -> bool:
+    """Whether a loop touches a buffer that it writes at several places, which takes a proof."""
+    places: dict[Buffer, set[tuple[Expr, ...]]] = {}
+    for b, index, _ in accesses(loop.body):
+        if b not in own:
+            places.setdefault(b, set()).add(index)
+    return any(len(places[b]) > 1 for b in written(loop.body) if b not in own)
 
 
 def moves(s: Store, a: Axis) -> bool:
