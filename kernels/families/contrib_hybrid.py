@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Expr, apply, cast, const, eq
-from fusile.ir.tensor import Tensor, compute, reduce_sum, scan
+from fusile.ir.tensor import Tensor, as_shape, compute, reduce_sum, scan
 from fusile.ir.types import F32
-from fusile.kernels.families import activation
+from fusile.kernels.families.activation import sigmoid_of, softplus_of
 from fusile.kernels.families.contrib_attention import scale_of, size_of_head
 from fusile.kernels.families.contrib_qlinear import MICROSOFT, single
 from fusile.kernels.families.elementwise import filled, unary
@@ -17,7 +17,7 @@ from fusile.kernels.registry import Context, Malformed, Unsupported, op
 
 
 def _silu(v: Expr) -> Expr:
-    return v * activation.sigmoid_of(v)
+    return v * sigmoid_of(v)
 
 
 # ---- linear attention ----
@@ -54,7 +54,7 @@ def linear_attention(
     heads = max(q_num_heads, kv_num_heads)
     per_query, per_state = heads // q_num_heads, heads // kv_num_heads
     factor = scale_of(scale, rows)
-    shape = (batch, kv_num_heads, rows, columns)
+    shape = as_shape((batch, kv_num_heads, rows, columns))
     start = filled(shape, 0.0, F32, "start")
     if past_state is not None:
         start = unary(past_state, lambda v: cast(v, F32), "start")
@@ -126,7 +126,7 @@ def linear_attention_gate(
     a: Tensor, dt_bias: Tensor, decay_scale: Tensor, b: Tensor | None = None, *, outputs: int = 1
 ) -> tuple[Tensor, ...]:
     def body(*i: Expr) -> Expr:
-        v = activation.softplus_of(cast(a[i], F32) + dt_bias[i[-1]])
+        v = softplus_of(cast(a[i], F32) + dt_bias[i[-1]])
         return cast(decay_scale[i[-1]] * v, a.dtype)
 
     decay = compute(a.shape, body, name="decay")
@@ -134,7 +134,7 @@ def linear_attention_gate(
         return (decay,)
     if b is None:
         raise Malformed("an update rate without its input")
-    rate = unary(b, lambda v: cast(activation.sigmoid_of(cast(v, F32)), v.dtype), "rate")
+    rate = unary(b, lambda v: cast(sigmoid_of(cast(v, F32)), v.dtype), "rate")
     return decay, rate
 
 
@@ -208,8 +208,6 @@ def gated_rms_norm(
     x: Tensor, scale: Tensor, gate: Tensor, *, activation: str = "silu", epsilon: float = 1e-5
 ) -> Tensor:
     """Every scale.shape[0] elements over their root mean square, under a gate."""
-    from fusile.kernels.families.activation import sigmoid_of
-
     if activation not in ("silu", "swish", "sigmoid"):
         raise Malformed(f"the activation {activation!r}")
     size = scale.shape[0]
@@ -253,7 +251,7 @@ def scaled_silu(x: Tensor, scale: Tensor | None = None, *, alpha: float = 1.0) -
     def body(v: Expr) -> Expr:
         factor = const(alpha, F32) if scale is None else cast(single(scale), F32)
         z = cast(factor * cast(v, F32), v.dtype)
-        return z * cast(activation.sigmoid_of(cast(z, F32)), v.dtype)
+        return z * cast(sigmoid_of(cast(z, F32)), v.dtype)
 
     return unary(x, body, "scaled_silu")
 
