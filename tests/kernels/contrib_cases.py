@@ -109,6 +109,27 @@ def embeddings() -> Iterator[Case]:
     yield case(op, "one_row", [ids, kinds, *tables, *ends, None, numbers(0, 6, 1, 5)], fixed, 2)
 
 
+def embeddings_of_bytes() -> Iterator[Case]:
+    op, ids, kinds = "QEmbedLayerNormalization", numbers(0, 10, 2, 5), numbers(0, 2, 2, 5)
+
+    def one(
+        name: str, mask: Array | None = None, segments: bool = True, signed_: bool = False, **more: Any
+    ) -> Case:
+        draw, zero = (i8, signed(3)) if signed_ else (u8, byte(120))
+        tables = [draw(10, 8), draw(6, 8), draw(2, 8) if segments else None, draw(8), draw(8, seed=1)]
+        scales = [scale(0.01 * k) if segments or k != 3 else None for k in range(1, 6)]
+        zeros = [zero if segments or k != 2 else None for k in range(5)]
+        inputs = [ids, kinds if segments else None, *tables, mask, *scales, *zeros]
+        fixed = [2, 3, 4, 5, 6, *range(8, 18)]
+        return case(op, name, inputs, fixed, 2, **more)
+
+    yield one("plain", numbers(0, 2, 2, 5, seed=1))
+    yield one("no_mask")
+    yield one("no_kinds", numbers(0, 2, 2, 5, seed=1), segments=False)
+    yield one("signed", numbers(0, 2, 2, 5, seed=1), signed_=True)
+    yield one("epsilon", epsilon=0.1)
+
+
 def products() -> Iterator[Case]:
     forms: list[tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
         ("plain", (3, 4), (4, 5), {}),
@@ -763,7 +784,7 @@ def spellings() -> Iterator[Case]:
 
 
 TABLES = (
-    activations, normalisations, products, convolutions, attentions, multi_heads, decoders, rotations,
+    activations, normalisations, embeddings_of_bytes, products, convolutions, attentions, multi_heads, decoders, rotations,
     grouped_queries, linear_attentions, gates, quantised_attentions, pairs_of_bytes, maps_of_bytes, joined_bytes, softmaxes_of_bytes,
     windows_of_bytes, products_of_bytes, conversions, few_bits, recurrences, tensors, spellings,
 )  # fmt: skip
