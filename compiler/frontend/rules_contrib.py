@@ -147,21 +147,44 @@ def skip_simplified_layer_norm(site: Site) -> None:
 
 def embed_layer_norm(site: Site) -> None:
     """EmbedLayerNormalization: the sum of word, position and segment embeddings, normalised."""
-    ids, segments, words, positions, kinds = (site.input(k) for k in range(5))
-    gamma, beta, mask, position_ids = (site.input(k) for k in range(5, 9))
-    total = site.emit("Gather", [words, ids], axis=0)
+    _embedded(site, site.input(7), site.input(8), lambda _, value: value)
+
+
+def quantised_embed_layer_norm(site: Site) -> None:
+    """QEmbedLayerNormalization: the same with all tables in bytes; rows are taken first and then scaled."""
+
+    def real(k: int, value: ir.Value) -> ir.Value:
+        return site.emit("DequantizeLinear", [value, site.required(k + 6), site.input(k + 11)])
+
+    _embedded(site, site.input(7), None, real)
+
+
+def _embedded(
+    site: Site,
+    mask: ir.Value | None,
+    position_ids: ir.Value | None,
+    real: Callable[[int, ir.Value], ir.Value],
+) -> None:
+    """The embeddings in inputs 2 to 4 for the ids in 0 and 1, normalised by 5 and 6. `real` makes numbers of
+    elements of an input.
+    """
+    ids, positions = site.required(0), site.required(3)
+    total = real(2, site.emit("Gather", [site.required(2), ids], axis=0))
     if position_ids is not None:
         where = site.emit("Gather", [positions, position_ids], axis=0)
     else:
         length = site.emit("Shape", [ids], start=1, end=2)
         zero, axes = site.ints_constant([0], "zero"), site.ints_constant([0], "axes")
         where = site.emit("Slice", [positions, zero, length, axes])
-    total = site.emit("Add", [total, where])
+    total = site.emit("Add", [total, real(3, where)])
+    kinds = site.input(4)
     if kinds is not None:
-        total = site.emit("Add", [total, site.emit("Gather", [kinds, segments], axis=0)])
+        total = site.emit("Add", [total, real(4, site.emit("Gather", [kinds, site.required(1)], axis=0))])
+    gamma, beta = (real(k, site.required(k)) for k in (5, 6))
     y = site.emit("LayerNormalization", [total, gamma, beta], axis=-1, epsilon=_epsilon(site, 1e-12))
-    ones = mask if mask is not None else site.emit("Mul", [ids, site.constant(np.int32(0), "none")])
-    if mask is not None:
+    if mask is None:
+        ones = site.emit("Mul", [ids, site.constant(np.int32(0), "none")])
+    else:
         ones = site.emit("Cast", [site.emit("Equal", [mask, site.constant(np.int32(1), "one")])], to=6)
     count = site.emit("ReduceSum", [ones, site.ints_constant([1], "row")], keepdims=0)
     site.replace(y, count, total)
@@ -274,6 +297,7 @@ RULES: tuple[Rule, ...] = (
     _rule("SkipLayerNormalization", skip_layer_norm),
     _rule("SkipSimplifiedLayerNormalization", skip_simplified_layer_norm),
     _rule("EmbedLayerNormalization", embed_layer_norm),
+    _rule("QEmbedLayerNormalization", quantised_embed_layer_norm),
     *(_rule(name, _renamed(name)) for name in ("Trilu", "GatherND")),
     *(_rule(name, quantise_axis(name)) for name in ("QuantizeLinear", "DequantizeLinear")),
     _rule("GridSample", grid_sample),

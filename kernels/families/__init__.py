@@ -6,6 +6,7 @@ from fusile.kernels.families import (  # noqa: F401
     contrib_attention,
     contrib_blocks,
     contrib_gqa,
+    contrib_hybrid,
     contrib_linear,
     contrib_qlinear,
     contrib_qmatmul,

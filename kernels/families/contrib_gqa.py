@@ -1,8 +1,8 @@
-"""ONNX Runtime's attention of decoders: RotaryEmbedding and GroupQueryAttention (domain com.microsoft)."""
+"""ONNX Runtime's attention of decoders (domain com.microsoft): rotary embeddings and GroupQueryAttention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Expr, apply, as_expr, cast, const, eq, guard, inside, maximum, select
@@ -26,20 +26,20 @@ from fusile.kernels.registry import Context, Malformed, Unsupported, op
 def rotated(
     ctx: Context,
     x: Tensor,
-    position: Callable[[Expr, Expr], Expr],
+    position: Callable[[Expr, Expr, Expr], Expr],
     cosine: Tensor,
     sine: Tensor,
     *,
     interleaved: bool,
 ) -> Tensor:
     """x [batch, heads, s, size] with pairs of its first 2 * cosine.shape[1] columns turned by the angle of
-    their position: neighbours where interleaved, else one of each half.
+    their position: neighbours where interleaved, else one of each half. The position is given by batch, s
+    and the column of the caches.
     """
     half, limit = cosine.shape[1], cosine.shape[0]
     turned = half * 2
 
     def body(b: Expr, n: Expr, s: Expr, h: Expr) -> Expr:
-        row = guard(position(b, s), limit, ctx.site)
         if interleaved:
             column, other, first = h // 2, select(eq(h % 2, 0), h + 1, h - 1), eq(h % 2, 0)
         else:
@@ -47,6 +47,7 @@ def rotated(
             column, other = select(first, h, h - half), select(first, h + half, h - half)
         test = inside((h, turned))
         inner = select(test, column, const(0))
+        row = guard(position(b, s, inner), limit, ctx.site)
         v = x[b, n, s, select(test, other, const(0))] * sine[row, inner]
         out = x[b, n, s, h] * cosine[row, inner] + select(first, -v, v)
         return out if turned is x.shape[3] else select(test, out, x[b, n, s, h])
@@ -72,20 +73,68 @@ def rotary_embedding(
     if x.rank not in (3, 4) or cosine.rank != 2:
         raise Malformed(f"takes a tensor of rank 3 or 4 and caches of rank 2, not {x.rank} and {cosine.rank}")
 
-    def position(b: Expr, s: Expr) -> Expr:
+    def position(b: Expr, s: Expr, _: Expr) -> Expr:
         if position_ids.rank == 2:
             return cast(position_ids[b, s], I64)
         return cast(single(position_ids), I64) + s
 
+    heads = num_heads if rotary_embedding_dim else 0
+    return _of_any_rank(ctx, x, position, cosine, sine, interleaved=bool(interleaved), heads=heads)
+
+
+def _of_any_rank(
+    ctx: Context,
+    x: Tensor,
+    position: Callable[[Expr, Expr, Expr], Expr],
+    cosine: Tensor,
+    sine: Tensor,
+    *,
+    interleaved: bool,
+    heads: int,
+) -> Tensor:
+    """`rotated` for x by head, or with its heads (0: as wide as the caches) beside each other."""
     if x.rank == 4:
-        return rotated(ctx, x, position, cosine, sine, interleaved=bool(interleaved))
+        return rotated(ctx, x, position, cosine, sine, interleaved=interleaved)
     width = x.shape[2]
-    size = size_of_head(width, num_heads) if rotary_embedding_dim else cosine.shape[1] * 2
+    size = size_of_head(width, heads) if heads else cosine.shape[1] * 2
     count = ix.number(width // size)
     if count is None:
         raise Unsupported("an unknown number of heads", "fix the width by `--dims`")
-    y = rotated(ctx, heads_of(x, 0, count, size), position, cosine, sine, interleaved=bool(interleaved))
+    y = rotated(ctx, heads_of(x, 0, count, size), position, cosine, sine, interleaved=interleaved)
     return compute(x.shape, lambda b, s, j: y[b, j // size, s, j % size], name="joined")
+
+
+@op("MRotaryEmbedding", MICROSOFT)
+def m_rotary_embedding(
+    ctx: Context,
+    x: Tensor,
+    position_ids: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    *,
+    mrope_section: Sequence[int],
+    mrope_layout: int = 0,
+    interleaved: int = 0,
+    num_heads: int = 0,
+) -> Tensor:
+    """Rotation by three positions [3, batch, s] (time, height, width), each of which has some columns of the
+    caches: one section after another, or every third column.
+    """
+    if len(mrope_section) != 3:
+        raise Malformed(f"{len(mrope_section)} sections")
+    time, height, width = mrope_section
+
+    def position(b: Expr, s: Expr, column: Expr) -> Expr:
+        if mrope_layout:
+            second = eq(column % 3, 1) & (column < height * 3)
+            third = eq(column % 3, 2) & (column < width * 3)
+            stream = select(second, const(1), select(third, const(2), const(0)))
+        else:
+            after = select(column < time + height, const(1), const(2))
+            stream = select(column < time, const(0), after)
+        return cast(position_ids[stream, b, s], I64)
+
+    return _of_any_rank(ctx, x, position, cosine, sine, interleaved=bool(interleaved), heads=num_heads)
 
 
 # ---- attention ----
@@ -190,7 +239,7 @@ def group_query_attention(
         if cos_cache is None or sin_cache is None:
             raise Malformed("rotation without its caches")
 
-        def position(b: Expr, s: Expr) -> Expr:
+        def position(b: Expr, s: Expr, _: Expr) -> Expr:
             if position_ids is None:
                 return before(b) + s
             start = cast(position_ids[const(0), const(0)], I64) + s

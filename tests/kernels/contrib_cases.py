@@ -109,6 +109,27 @@ def embeddings() -> Iterator[Case]:
     yield case(op, "one_row", [ids, kinds, *tables, *ends, None, numbers(0, 6, 1, 5)], fixed, 2)
 
 
+def embeddings_of_bytes() -> Iterator[Case]:
+    op, ids, kinds = "QEmbedLayerNormalization", numbers(0, 10, 2, 5), numbers(0, 2, 2, 5)
+
+    def one(
+        name: str, mask: Array | None = None, segments: bool = True, signed_: bool = False, **more: Any
+    ) -> Case:
+        draw, zero = (i8, signed(3)) if signed_ else (u8, byte(120))
+        tables = [draw(10, 8), draw(6, 8), draw(2, 8) if segments else None, draw(8), draw(8, seed=1)]
+        scales = [scale(0.01 * k) if segments or k != 3 else None for k in range(1, 6)]
+        zeros = [zero if segments or k != 2 else None for k in range(5)]
+        inputs = [ids, kinds if segments else None, *tables, mask, *scales, *zeros]
+        fixed = [2, 3, 4, 5, 6, *range(8, 18)]
+        return case(op, name, inputs, fixed, 2, **more)
+
+    yield one("plain", numbers(0, 2, 2, 5, seed=1))
+    yield one("no_mask")
+    yield one("no_kinds", numbers(0, 2, 2, 5, seed=1), segments=False)
+    yield one("signed", numbers(0, 2, 2, 5, seed=1), signed_=True)
+    yield one("epsilon", epsilon=0.1)
+
+
 def products() -> Iterator[Case]:
     forms: list[tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
         ("plain", (3, 4), (4, 5), {}),
@@ -361,6 +382,76 @@ def quantised_attentions() -> Iterator[Case]:
     yield one("ends", i32(3, 5), zero=100)
     yield one("keys", bits(B, S))
     yield one("past", past=3, outputs=2, unidirectional=1)
+
+
+# ---- between attention and recurrence ----
+
+
+def linear_attentions() -> Iterator[Case]:
+    def one(
+        name: str, rule: str, q: int = 2, kv: int = 2, time: int = 5, past: bool = False, each: bool = False
+    ) -> Case:
+        sizes = 4, 6
+        decay = -positive(2, time, kv * (sizes[0] if each else 1)) if "gated" in rule else None
+        beta = positive(2, time, kv, low=0.1, high=0.9) if "delta" in rule else None
+        inputs = [
+            f32(2, time, q * sizes[0]), f32(2, time, kv * sizes[0], seed=1) * 0.5,
+            f32(2, time, kv * sizes[1], seed=2), f32(2, kv, *sizes) if past else None, decay, beta,
+        ]  # fmt: skip
+        more = {"q_num_heads": q, "kv_num_heads": kv, "update_rule": rule, "axes": (0, 1)}
+        return case("LinearAttention", name, inputs, outputs=2, **more)
+
+    for rule in ("linear", "gated", "delta", "gated_delta"):
+        yield one(rule, rule, past=True)
+    yield one("start", "gated_delta")
+    yield one("shared", "gated_delta", q=4, past=True)
+    yield one("per_row", "gated", each=True, past=True)
+    yield one("one_token", "gated_delta", time=1, past=True)
+    op, a = "LinearAttentionGate", f32(2, 5, 4)
+    yield case(op, "plain", [a, f32(4), -positive(4)])
+    yield case(op, "rate", [a, f32(4), -positive(4), f32(2, 5, 4, seed=1)], outputs=2)
+    yield case(op, "fixed", [a, f32(4), -positive(4), f32(2, 5, 4, seed=1)], [1, 2], 2)
+    yield case(op, "one", [f32(1, 1, 1), f32(1), -positive(1)])
+    yield case(op, "far", [a * 40, f32(4), -positive(4)])
+    op, x, w = "CausalConvWithState", f32(2, 6, 9), f32(6, 1, 4)
+    yield case(op, "plain", [x, w], [1], 2)
+    yield case(op, "past", [x, w, f32(6), f32(2, 6, 3)], [1, 2], 2)
+    yield case(op, "silu", [x, w, f32(6), f32(2, 6, 3)], outputs=2, activation="silu", axes=(0, 2))
+    yield case(op, "dilated", [x, w, None, f32(2, 6, 6)], [1], 2, dilation=2)
+    yield case(op, "last", [f32(2, 9, 6), w, f32(6), f32(2, 3, 6)], [1, 2], 2, channels_last=1)
+    yield case(op, "token", [f32(2, 6, 1), w, f32(6), f32(2, 6, 3)], [1, 2], 2, activation="swish")
+
+
+def gates() -> Iterator[Case]:
+    x, gate = f32(2, 3, 8), f32(2, 3, 8, seed=1)
+    op = "GatedRMSNorm"
+    yield case(op, "plain", [x, f32(8), gate])
+    yield case(op, "heads", [x, f32(4), gate], [1])
+    yield case(op, "sigmoid", [x, f32(8), gate], activation="sigmoid")
+    yield case(op, "swish", [x, f32(2), gate], activation="swish", epsilon=0.1)
+    yield case(op, "flat", [f32(5, 8), f32(8), f32(5, 8, seed=1)])
+    op, grouped = "BranchwiseRMSNorm", f32(2, 3, 4, 8)
+    yield case(op, "plain", [grouped], axes=(0, 1))
+    yield case(op, "shared", [grouped, f32(8)], axes=(0, 1))
+    yield case(op, "own", [grouped, f32(4, 8)], axes=(0, 1))
+    yield case(op, "flat", [f32(2, 3, 32), f32(32)], num_branches=4, axes=(0, 1))
+    yield case(op, "epsilon", [f32(2, 3, 32), f32(8)], num_branches=4, epsilon=0.1, axes=(0, 1))
+    for k, shape in enumerate(((3, 4), (2, 3, 4), (7,))):
+        yield case("ScaledSiLU", f"{k}", [f32(*shape)], alpha=1.7)
+    yield case("ScaledSiLU", "input", [f32(3, 4), scale(0.6)], alpha=9.0)
+    yield case("ScaledSiLU", "plain", [f32(3, 4)])
+    for k, shape in enumerate(((3, 4), (2, 3, 4), (1, 4), (2, 2, 3, 4), (5, 1))):
+        inputs = [f32(*shape), f32(*shape, seed=1), f32(*shape[:-1], 1, seed=2)]
+        yield case("GatedAdd", f"{k}", inputs)
+    positions = numbers(0, 20, 3, B, S, dtype=np.int64)
+    waves, fixed = [f32(20, H // 2), f32(20, H // 2, seed=1)], [2, 3]
+    op, flat, by_head = "MRotaryEmbedding", f32(B, S, D), f32(B, N, S, H)
+    more = {"mrope_section": [4, 2, 2], "num_heads": N, "axes": (0, 1)}
+    yield case(op, "plain", [flat, positions, *waves], fixed, **more)
+    yield case(op, "thirds", [flat, positions, *waves], fixed, mrope_layout=1, **more)
+    yield case(op, "by_head", [by_head, positions, *waves], fixed, **more)
+    yield case(op, "interleaved", [flat, positions, *waves], fixed, interleaved=1, **more)
+    yield case(op, "one_section", [flat, positions, *waves], fixed, **{**more, "mrope_section": [8, 0, 0]})
 
 
 # ---- bytes ----
@@ -693,8 +784,8 @@ def spellings() -> Iterator[Case]:
 
 
 TABLES = (
-    activations, normalisations, products, convolutions, attentions, multi_heads, decoders, rotations,
-    grouped_queries, quantised_attentions, pairs_of_bytes, maps_of_bytes, joined_bytes, softmaxes_of_bytes,
+    activations, normalisations, embeddings_of_bytes, products, convolutions, attentions, multi_heads, decoders, rotations,
+    grouped_queries, linear_attentions, gates, quantised_attentions, pairs_of_bytes, maps_of_bytes, joined_bytes, softmaxes_of_bytes,
     windows_of_bytes, products_of_bytes, conversions, few_bits, recurrences, tensors, spellings,
 )  # fmt: skip
 CASES = [c for table in TABLES for c in table()]
