@@ -568,6 +568,52 @@ ORDERED = [
     suppress("centres", _BOXES, _SCORES, ints(4), _HALF, center_point_box=1),
     suppress("no_limit", _BOXES, _SCORES),
 ]
+LATE = [
+    *(
+        Case(f"late_{name}", op, (f32(2, 3, 4), axes(*given)), {"keepdims": keep}, tolerance=1e-5)
+        for op in ("ReduceSum", "ReduceMax", "ReduceLogSumExp", "ReduceL2")
+        for name, given, keep in (("one", (1,), 1), ("last", (-1,), 0), ("two", (2, 0), 0))
+    ),
+    *(
+        Case(f"late_{axis}", "CumSum", (f32(2, 3, 4), np.array(axis)), {"reverse": reverse})
+        for axis, reverse in ((0, 0), (1, 1), (-1, 0))
+    ),
+    *(
+        Case(
+            f"late_{axis}",
+            "DFT",
+            (f32(3, 5, 4, 2), None, np.array(axis)),
+            opset=20,
+            tolerance=1e-4,
+            symbolic=False,
+        )
+        for axis in (0, 1, -2)
+    ),
+    Case("late", "Squeeze", (f32(3, 1, 4, 1), axes(-1, 1))),
+    Case("late", "Unsqueeze", (f32(3, 4), axes(0, -2))),
+    Case("late", "Slice", (f32(5, 6, 7), axes(1, -2), axes(4, 9), axes(2, 0), axes(2, 1))),
+    Case("late_backwards", "Slice", (f32(5, 6), axes(4), axes(-9), axes(0), axes(-2))),
+    Case("late", "Pad", (f32(3, 4), axes(1, 2, 0, 3), None, axes(1, 0))),
+    Case("late_edge", "Pad", (f32(3, 4), axes(1, 2), None, axes(-1)), {"mode": "edge"}),
+    Case("late", "Col2Im", (f32(1, 5, 5), axes(5, 5), axes(1, 5)), opset=18, symbolic=False),
+    Case(
+        "late_region",
+        "Resize",
+        (f32(1, 1, 4, 4), np.float32([0, 0, 0.4, 0.6, 1, 1, 0.6, 0.8]), None, axes(1, 1, 3, 3)),
+        {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"},
+        opset=19,
+        symbolic=False,
+    ),
+    Case(
+        "late_antialias",
+        "Resize",
+        (f32(1, 1, 6, 6), None, np.float32([1, 1, 0.6, 0.6])),
+        {"mode": "linear", "antialias": 1},
+        opset=19,
+        symbolic=False,
+    ),
+]
+"""Axes, regions and sizes that are inputs of the model."""
 
 CASES: list[Case] = [
     *CONVOLUTIONS,
@@ -582,4 +628,5 @@ CASES: list[Case] = [
     *NORMALISATIONS,
     *QUANTISED,
     *SAMPLING,
+    *LATE,
 ]

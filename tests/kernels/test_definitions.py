@@ -123,9 +123,16 @@ def test_sizes_stay_symbols() -> None:
     assert out.shape == (dim("n3") + 2, dim("n7"))
 
 
-def test_a_rank_that_depends_on_a_size_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="whether n3 is 1"):
-        lowered(Case("", "Squeeze", (zeros(1, 3, 1),)), symbols=True)
+@pytest.mark.parametrize("declared", [1, 2])
+def test_a_rank_that_depends_on_a_size_is_the_declared_one(declared: int) -> None:
+    """Squeeze without axes: a dimension of a symbolic size goes where the model's output lacks it."""
+    model = one_node(Case("", "Squeeze", (zeros(1, 3, 4),)), symbols=True)
+    sizes = [None] * declared
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y0", onnx.TensorProto.FLOAT, sizes))
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 4
+    (requirement,) = (program := lower(fusile.frontend.load(model))).requirements
+    assert program.outputs[0].rank == declared
+    assert "n3" in repr(requirement.condition)
 
 
 def test_every_gap_is_named_at_once() -> None:
