@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fusile.light import import_onnx_ir
 from fusile.options import KERNEL_TARGETS, OPTIONS, check_kernel_target, make_options, make_options_of
 from fusile.report import CheckReport, ExplainReport, Progress, silent
 from fusile.runtime.module import Module, Value
@@ -36,6 +37,7 @@ def compile(source: Source, *, progress: Progress = silent, **options: Any) -> M
 
 def check(source: Source, **options: Any) -> CheckReport:
     """What compiling the model would meet: coverage, size, what would not work and why. Reads no weights."""
+    import_onnx_ir()
     from fusile import driver
 
     return driver.check(source, make_options(**options))
@@ -43,6 +45,7 @@ def check(source: Source, **options: Any) -> CheckReport:
 
 def explain(source: Source, **options: Any) -> ExplainReport:
     """Kernels, fusion groups, the bytes they save, and every refusal with its reason."""
+    import_onnx_ir()
     from fusile import driver
 
     check_kernel_target(options.get("target", "native"), f"explain knows {', '.join(KERNEL_TARGETS)}")
@@ -53,6 +56,7 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Module:
     """Load a native module that `Module.save` or `fusile compile` wrote. `threads` is how many a run uses
     (None: the CPUs that this process may use).
     """
+    import_onnx_ir()
     from fusile import driver
 
     return driver.load(path, make_options(threads=threads).threads)
@@ -67,6 +71,7 @@ def emit(
     holds `model.py` and `weights.safetensors`, and `model.load()` returns the module with its weights.
     Files that fusile did not write are overwritten only with `force`.
     """
+    import_onnx_ir()
     from fusile.tools import emit as tool
 
     return tool.emit(source, to, out, make_options(**options), force=force)

@@ -25,6 +25,7 @@ from typing import Any
 
 from fusile import target as targets
 from fusile.backends.native.module import Face, Instance, Memory, NativeModule, Saver, image_code
+from fusile.light import import_onnx_ir
 from fusile.options import Options
 from fusile.report import Progress
 from fusile.runtime import abi
@@ -34,6 +35,7 @@ from fusile.runtime.module import ModelInfo, Module
 from fusile.target import TargetSpec
 
 PACKED = "packed.weights"
+_SMALL = 8 << 10
 _IMAGE, _CODE, _STEPS, _CONSTANTS, _RECORD = (
     "code.image",
     "code.json",
@@ -52,7 +54,8 @@ def compile(source: Any, options: Options, progress: Progress) -> Module:
     if options.target == "native":
         from fusile.runtime.workers import start_workers
 
-        start_workers()  # they come up while the compiler is imported
+        start_workers(1 if _is_small(source) else None)  # they come up while the compiler is imported
+    import_onnx_ir()
 
     from fusile import driver
 
@@ -88,6 +91,18 @@ def plain(source: Any) -> Any:
         except Exception:  # protobuf's errors share no base class; the reader says what is wrong
             return source
     return bytes(source) if isinstance(source, (bytearray, memoryview)) else source
+
+
+def _is_small(source: Any) -> bool:
+    """Whether a model is of the size of a few kernels, which one worker compiles sooner than two start."""
+    if isinstance(source, bytes):
+        return len(source) < _SMALL
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            return os.stat(source).st_size < _SMALL
+        except (OSError, ValueError):
+            return True  # the reader says what is wrong
+    return False
 
 
 def target_of(options: Options) -> TargetSpec:

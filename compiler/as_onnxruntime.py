@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fusile import session, session_errors, session_options, session_values
+from fusile import session, session_errors, session_options, session_system, session_values
 from fusile.errors import UsageError
 
 _FACE: Mapping[str, Any] = {
@@ -37,24 +37,51 @@ _FACE: Mapping[str, Any] = {
             "set_default_logger_severity set_default_logger_verbosity",
         ),
         (session_values, "OrtValue OrtDevice IOBinding"),
+        (
+            session_system,
+            "OrtAllocatorType OrtMemType OrtDeviceMemoryType OrtSparseFormat OrtHardwareDeviceType "
+            "OrtMemoryInfoDeviceType OrtCompileApiFlags OrtExecutionProviderDevicePolicy OrtDeviceVendorId "
+            "OrtArenaCfg OrtMemoryInfo OrtValueVector copy_tensors get_ep_devices "
+            "set_global_thread_pool_sizes create_and_register_allocator create_and_register_allocator_v2 "
+            "set_default_logger_callback",
+        ),
     )
     for name in names.split()
-}
+} | dict(session_system.ABSENT)
 _ERRORS: Mapping[str, Any] = {error.__name__: error for error in session_errors.ERRORS}
-_COLLECTION = ("InferenceSession", "OrtValue", "OrtDevice", "IOBinding")
+_STATE: Mapping[str, Any] = {
+    "SessionIOBinding": session_values.IOBinding,
+    "get_default_session_options": session_options.SessionOptions,
+    "get_session_initializer": lambda: None,
+    "get_hardware_devices": list,
+}
+_COLLECTION = (
+    "InferenceSession OrtValue OrtDevice IOBinding SparseTensor ModelCompiler AdapterFormat copy_tensors "
+    "OrtDeviceVendorId"
+).split()
 
 
 def face() -> dict[str, ModuleType]:
     """The modules of the face by the names they are to be imported under."""
-    state = _module("onnxruntime.capi.onnxruntime_pybind11_state", {**_FACE, **_ERRORS})
+    state = _module("onnxruntime.capi.onnxruntime_pybind11_state", {**_FACE, **_STATE, **_ERRORS})
     collection = _module(
         "onnxruntime.capi.onnxruntime_inference_collection", {name: _FACE[name] for name in _COLLECTION}
     )
-    pybind = _module("onnxruntime.capi._pybind_state", {**_FACE, **_ERRORS})
+    collection.Session = session.InferenceSession  # type: ignore[attr-defined]
+    collection.C = state  # type: ignore[attr-defined]
+    pybind = _module("onnxruntime.capi._pybind_state", {**_FACE, **_STATE, **_ERRORS})
+    validation = _module(
+        "onnxruntime.capi.onnxruntime_validation",
+        {
+            "check_distro_info": lambda: None,
+            "get_package_name_and_version_info": lambda: ("fusile", session.FOLLOWED_VERSION, None),
+        },
+    )
     inner = {
         "onnxruntime_pybind11_state": state,
         "onnxruntime_inference_collection": collection,
         "_pybind_state": pybind,
+        "onnxruntime_validation": validation,
     }
     capi = _module("onnxruntime.capi", inner, package=True)
     outer = {
@@ -62,6 +89,10 @@ def face() -> dict[str, ModuleType]:
         "capi": capi,
         "__version__": session.FOLLOWED_VERSION,
         "SessionIOBinding": _FACE["IOBinding"],
+        "version": session.FOLLOWED_VERSION,
+        "package_name": "fusile",
+        "cuda_version": None,
+        "print_debug_info": lambda: print(session.get_build_info()),
     }
     top = _module("onnxruntime", outer, package=True)
     return {module.__name__: module for module in (top, capi, *inner.values())}

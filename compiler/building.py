@@ -19,10 +19,10 @@ from fusile.artefacts import Code, RawName, Shelf, runs_here
 from fusile.backends.native import build as native
 from fusile.backends.native.module import ForeignModule, Memory
 from fusile.backends.native.plan import raw_bytes
-from fusile.errors import UsageError
+from fusile.errors import UnsettledError, UsageError
 from fusile.ir.plan import Plan
 from fusile.ir.tensor import Tensor
-from fusile.loading import Loaded, face_of, read, structure_of
+from fusile.loading import Loaded, face_of, needs_host, read, structure_of
 from fusile.options import Options
 from fusile.report import Progress, silent
 from fusile.runtime.abi import PlanInterface
@@ -32,8 +32,10 @@ from fusile.runtime.link import link_image
 from fusile.runtime.module import Module
 from fusile.runtime.native_support import support_objects
 from fusile.runtime.weights_file import new_weights_file
-from fusile.runtime.workers import start_workers
 from fusile.target import TargetSpec, host
+
+_LARGE = 64
+"""Nodes of a graph that is not left to the next collection of garbage."""
 
 Planner = Callable[[Loaded], Plan]
 """Makes the plan of a model, for the options and the target of the job."""
@@ -42,7 +44,7 @@ Planner = Callable[[Loaded], Plan]
 @dataclass(frozen=True, slots=True)
 class Job:
     """What is to be compiled: the model as it was given, for whom, how its plan is made, and who wants to
-    know.
+    know. `region` says that it is a part of what the host runs, which has no host part of its own.
     """
 
     source: Any
@@ -51,6 +53,7 @@ class Job:
     plan: Planner
     progress: Progress
     keep_text: Callable[[str, str], None]
+    region: bool = False
 
     @property
     def denormals(self) -> bool:
@@ -59,20 +62,30 @@ class Job:
 
 def build(job: Job) -> Module:
     """A new module. Its parts go into the cache where there is one."""
-    start_workers()
     here = runs_here(job.target)
     shelf = artefacts.open_shelf(job.source, job.options, job.target) if here else None
     job.progress("reading the model")
     loaded = read(job.source, job.options)
-    if not here:
-        module: Module = _foreign(job, loaded)
-    elif shelf is None:
-        module = _uncached(job, loaded)
+    if needs_host(loaded.model):
+        from fusile import host
+
+        module: Module = host.build(loaded, job.options, job.target, job.progress)
+    elif not here:
+        module = _foreign(job, loaded)
     else:
-        module = _cached(job, loaded, shelf)
+        try:
+            module = _uncached(job, loaded) if shelf is None else _cached(job, loaded, shelf)
+        except UnsettledError:
+            if job.region:
+                raise
+            from fusile import host
+
+            module = host.build(loaded, job.options, job.target, job.progress)
     loaded.watch.release()
+    large = sum(1 for _ in loaded.model.graph.all_nodes()) > _LARGE
     del loaded
-    gc.collect()  # graphs are full of cycles
+    if large:  # graphs are full of cycles, and those of small ones may wait for their turn
+        gc.collect()
     return module
 
 
@@ -200,8 +213,13 @@ def _pack_into_cache(job: Job, loaded: Loaded, code: Code, cache: Cache, key: st
 
         def fill(folder: Path) -> None:
             size, layout = code.interface.weights_bytes, code.interface.layout_key
-            with new_weights_file(folder / artefacts.PACKED, size, layout) as address:
-                native.pack(image, steps, address, job.progress)
+            with new_weights_file(folder / artefacts.PACKED, size, layout) as (address, release):
+
+                def let_go() -> None:
+                    release()
+                    loaded.let_go()
+
+                native.pack(image, steps, address, job.progress, let_go)
 
         entry = cache.put("weights", key, fill)
     return entry.path(artefacts.PACKED)
@@ -216,5 +234,5 @@ def _pack_into_memory(job: Job, loaded: Loaded, new: _New, image: Image) -> Memo
     anchor = ctypes.c_char.from_buffer(mmap.mmap(-1, size))
     address = ctypes.addressof(anchor)
     steps = [[loaded.raw(name, new.constants) for name in step] for step in new.steps]
-    native.pack(image, steps, address, job.progress)
+    native.pack(image, steps, address, job.progress, loaded.let_go)
     return Memory(address, size, anchor)

@@ -7,6 +7,8 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 
+NAMELESS = frozenset({"", "?", "-1", "None"})
+"""What exporters write where a dimension has no name: two of them need not be of one size."""
 MOST_CHARACTERS = 200
 """Longer names are names, whatever is in them: what is parsed here comes from models."""
 OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -15,13 +15,13 @@ from fusile.artefacts import target_of
 from fusile.backends.native import scalars
 from fusile.backends.native.build import Objects
 from fusile.building import Job
-from fusile.errors import Gap, UnsupportedError, UsageError
+from fusile.errors import Gap, UnsettledError, UnsupportedError, UsageError
 from fusile.graph.text import graph_text
 from fusile.ir.loops import Buffer, Kernel, kernel_text
 from fusile.ir.plan import Plan, Variant, plan_text
 from fusile.ir.tensor import Program, Stage
 from fusile.ir.text import program_text
-from fusile.loading import Loaded, model_name, read
+from fusile.loading import Loaded, model_name, needs_host, read
 from fusile.options import Options
 from fusile.passes import fuse, inline, lanes, layout, pack, strict
 from fusile.passes.finish import finish
@@ -36,6 +36,9 @@ from fusile.runtime.module import Module
 from fusile.schedule import cpu
 from fusile.schedule.tiles import Registers
 from fusile.target import TargetSpec
+
+if TYPE_CHECKING:
+    from fusile.host.module import HostModule
 
 
 @dataclass(slots=True)
@@ -120,7 +123,7 @@ def tensor_program(
     """The grouped tensor program of a model."""
     canonical = graph(source, options)
     trace.text("graph", lambda: graph_text(canonical))
-    program = lower(canonical)
+    program = lower(canonical, options.seed)
     strict.check_program("to_tensor", None, program)
     trace.text("program", lambda: program_text(program))
     trace.program = program
@@ -169,6 +172,7 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
     def inner(within: Program, makes: frozenset[int]) -> Plan:
         """The plan of a branch or of a loop's body, which goes the same road."""
         within, parts = _grouped(within, settings, lambda name, make: None)
+        trace.groups.extend(parts)
         outside.update(t.name for t in (*within.inputs, *within.outputs))
         return build_plan(within, parts, lowered, inner, makes)
 
@@ -192,27 +196,40 @@ def compile(source: Any, options: Options, progress: Progress) -> Module:
     return artefacts.compile(source, options, progress)
 
 
-def build(source: Any, options: Options, progress: Progress) -> Module:
-    """A new module. Its parts go into the cache."""
+def build(source: Any, options: Options, progress: Progress, region: bool = False) -> Module:
+    """A new module. Its parts go into the cache. A `region` is a part of what the host runs: where it needs
+    to see its inputs, it raises UnsettledError.
+    """
     if options.target in ("numba", "cuda"):
-        return _in_python(source, options)
+        return _in_python(source, options, progress, region)
     if options.target != "native":
         raise UsageError(
             f"There are no modules for the target {options.target!r} in this process",
             todo=f"Write its source with fusile.emit(model, to={options.target!r}, out=...)",
         )
-    return building.build(_job(source, options, progress))
+    return building.build(_job(source, options, progress, region))
 
 
-def _in_python(source: Any, options: Options) -> Module:
+def _in_python(source: Any, options: Options, progress: Progress, region: bool) -> Module:
     """A module whose kernels are Python source for Numba; its pipelines stand in the backend."""
     if options.target == "cuda":
         from fusile.backends import numba_cuda as backend
     else:
         from fusile.backends import numba_cpu as backend  # type: ignore[no-redef]
     loaded = read(source, options)
+    if needs_host(loaded.model):
+        from fusile import host
+
+        return host.build(loaded, options, target_of(options), progress)
     trace = Trace(Path(options.dump_ir) if options.dump_ir else None)
-    made = backend.plan_of(loaded.model, options, trace.text)
+    try:
+        made = backend.plan_of(loaded.model, options, trace.text)
+    except UnsettledError:
+        if region:
+            raise
+        from fusile import host
+
+        return host.build(loaded, options, target_of(options), progress)
     return backend.module(made, options, loaded.info, trace.text)
 
 
@@ -221,7 +238,7 @@ def objects(source: Any, options: Options, interface: PlanInterface) -> Objects:
     return building.objects(_job(source, options, silent), interface)
 
 
-def _job(source: Any, options: Options, progress: Progress) -> Job:
+def _job(source: Any, options: Options, progress: Progress, region: bool = False) -> Job:
     target = target_of(options)
     trace = Trace(Path(options.dump_ir) if options.dump_ir else None)
     return Job(
@@ -231,6 +248,7 @@ def _job(source: Any, options: Options, progress: Progress) -> Job:
         lambda loaded: plan(loaded, options, target, trace),
         progress,
         lambda name, text: trace.text(name, lambda: text),
+        region,
     )
 
 
@@ -241,6 +259,7 @@ def check(source: Any, options: Options) -> CheckReport:
     name, source = model_name(source), artefacts.plain(source)
     program: Program | None = None
     gaps: tuple[Gap, ...] = ()
+    hosted: HostModule | None = None
     try:
         if options.target in FRAMEWORKS:
             known = reports.framework_operators(FRAMEWORKS[options.target])
@@ -252,10 +271,22 @@ def check(source: Any, options: Options) -> CheckReport:
         return reports.unread(name, options, error.gaps)
     if options.target not in FRAMEWORKS:
         try:
-            program = lower(loaded.model)
+            if not needs_host(loaded.model):
+                try:
+                    program = lower(loaded.model)
+                except UnsettledError:
+                    hosted = _examined(loaded, options)
+            else:
+                hosted = _examined(loaded, options)
         except UnsupportedError as error:
             gaps = error.gaps
-    return reports.check(name, options, loaded, program, gaps)
+    return reports.check(name, options, loaded, program, gaps, hosted)
+
+
+def _examined(loaded: Loaded, options: Options) -> HostModule:
+    from fusile import host
+
+    return host.examine(loaded, options)
 
 
 def explain(source: Any, options: Options) -> ExplainReport:

@@ -154,3 +154,22 @@ class UnsupportedError(FusileError):
             lines.append(f"  and {len(self.gaps) - _SHOWN_GAPS} more, which `fusile check` lists")
         text = "\n".join([f"{self.what.rstrip('.')}:", *lines]) if lines else f"{self.what.rstrip('.')}."
         return f"{text}\n{self.todo.rstrip('.')}." if self.todo else text
+
+
+class UnsettledError(UnsupportedError):
+    """Every gap closes once sizes or elements of tensors are known that the model does not say: where inputs
+    are seen, it can be compiled for them. `values` are the names of tensors whose elements are asked for.
+    """
+
+    def __init__(self, gaps: Gap | Sequence[Gap], values: Iterable[str]) -> None:
+        self.values = frozenset(values)
+        super().__init__(gaps)
+
+
+class UnknownDimensionError(UsageError):
+    """A size was given for dimensions that the model has not. `names` are these."""
+
+    def __init__(self, names: Sequence[str], known: str) -> None:
+        self.names = tuple(names)
+        word = "dimension" if len(names) == 1 else "dimensions"
+        super().__init__(f"The model has no {word} {show_names(names)}", todo=f"It has {known}")

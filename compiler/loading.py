@@ -19,27 +19,31 @@ from fusile.backends.native.module import Face
 from fusile.frontend.names import UNNAMED_AXES
 from fusile.frontend.structure import Structure, Watch, structure
 from fusile.graph.cleanup import clean_up
+from fusile.graph.types import is_numeric
 from fusile.ir.types import BY_CODE, numpy_dtype
 from fusile.options import Options
 from fusile.passes import strict
-from fusile.passes.to_tensor import defined
+from fusile.passes.to_tensor import defined, takes
 from fusile.runtime import abi
-from fusile.runtime.module import ModelInfo
+from fusile.runtime.module import TENSOR_NAMES, Array, ModelInfo
+
+_ALIGNMENT = 16
+"""Of raw tensors that are packed where they lie; files align them as they like."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A canonical graph whose operators all have definitions, or are gaps.
 
-    `unnamed` are the symbols that stand for dimensions without a name, `declared` the symbols that the file
-    names for the dimensions of outputs, `replaced_shapes` says whether weights were replaced that shape the
-    code.
+    `unnamed` are the symbols that were made up for dimensions, with what the file calls these, `declared` the
+    symbols that the file names for the dimensions of outputs, `replaced_shapes` says whether weights were
+    replaced that shape the code.
     """
 
     model: ir.Model
     watch: Watch
     info: ModelInfo
-    unnamed: frozenset[str]
+    unnamed: Mapping[str, str | None]
     declared: Mapping[str, tuple[str | None, ...]]
     replaced_shapes: bool = False
 
@@ -50,7 +54,16 @@ class Loaded:
             return lambda: constants[offset : offset + size]
         held = self.watch.tensors[place]
         dtype = numpy_dtype(BY_CODE[int(held.dtype)])
-        return lambda: np.ascontiguousarray(held.numpy(), dtype=dtype).tobytes()
+
+        def read() -> bytes | Array:
+            array: Array = np.ascontiguousarray(held.numpy(), dtype=dtype)
+            return array if array.ctypes.data % _ALIGNMENT == 0 else array.tobytes()
+
+        return read
+
+    def let_go(self) -> None:
+        """Release the pages of mapped files that hold weights. They are read again where they are needed."""
+        self.watch.let_go()
 
 
 def read(source: Any, options: Options, known: Callable[[str, str], bool] = defined) -> Loaded:
@@ -71,13 +84,18 @@ def read(source: Any, options: Options, known: Callable[[str, str], bool] = defi
         model.graph.doc_string or "",
         model.model_version or 0,
         dict(model.metadata_props),
+        tuple(
+            (name, f"tensor({TENSOR_NAMES[element]})", shape)
+            for name, element, shape in model.meta.get(frontend.OVERRIDABLE, ())
+            if element in TENSOR_NAMES
+        ),
     )
-    unnamed = frozenset(
-        symbol
+    unnamed = {
+        symbol: said
         for value in model.graph.inputs
-        for axis in value.meta.get(UNNAMED_AXES, ())
+        for axis, said in value.meta.get(UNNAMED_AXES, {}).items()
         if value.shape is not None and (symbol := _symbol(value.shape[axis]))
-    )
+    }
     declared = {
         str(value.name): tuple(_symbol(dim) for dim in value.shape)
         for value in model.graph.outputs
@@ -88,6 +106,35 @@ def read(source: Any, options: Options, known: Callable[[str, str], bool] = defi
     clean_up(model)
     strict.check_graph("clean_up", model)
     return Loaded(model, watch, info, unnamed, declared, reshaping)
+
+
+def needs_host(model: ir.Model) -> bool:
+    """Whether a canonical graph has values or nodes that a tensor program does not take and the host part
+    serves. Where this is False, that part is never loaded.
+    """
+    graph = model.graph
+    if any(value.type is None for value in graph.inputs):
+        return False
+    if any(not is_numeric(value.type) or value.shape is None for value in graph.inputs):
+        return True
+    if any(value.type is not None and not is_numeric(value.type) for value in graph.outputs):
+        return True
+    left = [node for node in graph.all_nodes() if not takes(node)]
+    if left:
+        from fusile.kernels import host  # noqa: F401  (fills the table)
+        from fusile.kernels.host.registry import HOST_OPERATORS
+
+        if any((node.domain, node.op_type) in HOST_OPERATORS for node in left):
+            return True
+    read = (value for node in graph.all_nodes() for value in (*node.inputs, *node.outputs))
+    return any(
+        value is not None and (value.dtype is ir.DataType.STRING or not _may_be_numeric(value.type))
+        for value in read
+    )
+
+
+def _may_be_numeric(found: ir.TypeProtocol | None) -> bool:
+    return found is None or is_numeric(found)
 
 
 def structure_of(source: Any) -> Structure:
@@ -104,7 +151,7 @@ def face_of(loaded: Loaded, interface: abi.PlanInterface) -> Face:
     """
 
     def shown(port: abi.Port, declared: tuple[str | None, ...]) -> abi.Port:
-        dims = [None if dim in loaded.unnamed else dim for dim in port.dims]
+        dims = [loaded.unnamed.get(dim, dim) if isinstance(dim, str) else dim for dim in port.dims]
         if len(declared) == len(dims):
             dims = [dim if isinstance(dim, int) else name or dim for dim, name in zip(dims, declared)]
         return replace(port, dims=tuple(dims))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import importlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from fusile.errors import Gap
+from fusile.errors import Gap, show_word
 from fusile.graph.opsets import file_opset
 from fusile.ir import index as ix
 from fusile.ir.expr import Dim, Expr, const, nodes, substitute
 from fusile.ir.loops import Kernel, written
-from fusile.ir.plan import Call, Plan
-from fusile.ir.tensor import Branch, Compute, Loop, Program, Scan, Scatter, Stage, Tensor
+from fusile.ir.plan import Call, Control, Plan
+from fusile.ir.tensor import Branch, Compute, Extern, Loop, Program, Scan, Scatter, Stage, Tensor
 from fusile.ir.types import BY_CODE, storage_bytes
 from fusile.loading import Loaded
 from fusile.options import Options
@@ -24,6 +25,9 @@ from fusile.passes.fuse import Group
 from fusile.passes.inline import Log
 from fusile.report import CheckReport, ExplainReport, GroupNote, KernelNote, OperatorUse, Refusal
 from fusile.runtime.module import Port
+
+if TYPE_CHECKING:
+    from fusile.host.module import HostModule
 
 # ---- check -------------------------------------------------------------------------------------------
 
@@ -69,9 +73,16 @@ def without_row(loaded: Loaded, rows: Mapping[str, object], target: str) -> tupl
 
 
 def check(
-    name: str, options: Options, loaded: Loaded, program: Program | None, gaps: Sequence[Gap]
+    name: str,
+    options: Options,
+    loaded: Loaded,
+    program: Program | None,
+    gaps: Sequence[Gap],
+    hosted: HostModule | None = None,
 ) -> CheckReport:
-    """The report on a canonical graph; `program` is what became of it where nothing stood in the way."""
+    """The report on a canonical graph; `program` is what became of it where nothing stood in the way, and
+    `hosted` where it needs the host part.
+    """
     graph = loaded.model.graph
     refused = {(gap.op_type, gap.domain) for gap in gaps}
     counts = Counter((node.op_type, node.domain) for node in graph.all_nodes())
@@ -80,14 +91,19 @@ def check(
     notes = []
     if len(loaded.model.graph) and loaded.watch.read:
         notes.append(f"{len(loaded.watch.read)} weights shape the code: it is compiled for them alone")
+    notes += [] if hosted is None else _host_notes(hosted)
     return CheckReport(
         name,
         options.target,
-        tuple(
+        hosted.inputs
+        if hosted
+        else tuple(
             _port(value, loaded, program.inputs[k] if program else None)
             for k, value in enumerate(graph.inputs)
         ),
-        tuple(
+        hosted.outputs
+        if hosted
+        else tuple(
             _port(value, loaded, program.outputs[k] if program else None)
             for k, value in enumerate(graph.outputs)
         ),
@@ -101,6 +117,19 @@ def check(
         else _total(_bytes(t) for s in program.stages if not _moves(s) for t in s.outs),
         tuple(notes),
     )
+
+
+def _host_notes(hosted: HostModule) -> list[str]:
+    """Sentences on what the host part does in a model that needs it."""
+    counts = Counter(gap.op_type for gap in hosted.host_nodes)
+    notes = []
+    if counts:
+        told = ", ".join(f"{show_word(op)} ({n})" for op, n in counts.most_common(8))
+        notes.append(f"it needs the host part of a process, and has no form in a file: {told}")
+    notes += [f"compiled when its inputs are seen: {gap}" for gap in hosted.open]
+    if not notes:
+        notes.append("an input is of unknown rank: the model is compiled when one is seen")
+    return notes
 
 
 def _elements(tensor: ir.TensorProtocol) -> int:
@@ -149,7 +178,7 @@ def _flops(stage: Stage) -> int | None:
         case Scan():
             steps, inner = ix.number(stage.time.extent), flops(stage.body)
             return None if steps is None or inner is None else steps * inner
-        case Scatter():
+        case Scatter() | Extern():
             return 0
         case Branch():
             return max((flops(b.program.stages) or 0 for b in stage.bodies), default=0)
@@ -188,26 +217,23 @@ def explain(
 ) -> ExplainReport:
     """The report on a plan and how it came about; `program` is the tensor program before any pass."""
     assert program is not None
-    stages = {t: s for s in program.stages for t in s.outs}
-    made = [*program.stages, *(s for group in groups for s in group.stages)]  # passes make new ones
+    stages = {t: s for s in _every(program) for t in s.outs}
+    made = [*stages.values(), *(s for group in groups for s in group.stages)]  # passes make new ones
     by_name = {t.name: s for s in made for t in s.outs}
     owner = {t: group for group in groups for t in group.outs}
-    lying = {
-        t.name for step in plan.steps if isinstance(step, Call) for v in step.variants for t in v.arguments
-    }
+    calls = list(_calls(plan))
+    lying = {t.name for call in calls for v in call.variants for t in v.arguments}
     kernels: list[KernelNote] = []
     notes: list[GroupNote] = []
-    for step in plan.steps:
-        if isinstance(step, Call):
-            last = step.variants[-1]
-            group = next(
-                (owner[t] for t in last.arguments if t in owner and _makes(last.kernel, last.arguments, t)),
-                None,
-            )
-            note = _kernel(last.kernel, last.arguments, group)
-            kernels.append(note)
-            if group is not None and len(note.nodes) > 1:
-                notes.append(_group(note, stages, lying))
+    for call in calls:
+        last = call.variants[-1]
+        group = next(
+            (owner[t] for t in last.arguments if t in owner and _makes(last.kernel, last.arguments, t)), None
+        )
+        note = _kernel(last.kernel, last.arguments, group)
+        kernels.append(note)
+        if group is not None and len(note.nodes) > 1:
+            notes.append(_group(note, stages, lying))
     arena = ix.number(plan.arena)
     return ExplainReport(
         name,
@@ -220,6 +246,25 @@ def explain(
         plan.weights_bytes,
         tuple(dict.fromkeys(log.made)),
     )
+
+
+def _every(program: Program) -> Iterator[Stage]:
+    """The stages of a program, and of the programs within them."""
+    for stage in program.stages:
+        yield stage
+        if isinstance(stage, (Branch, Loop)):
+            for body in stage.bodies:
+                yield from _every(body.program)
+
+
+def _calls(plan: Plan) -> Iterator[Call]:
+    """The kernel calls of a plan, and of the plans within it."""
+    for step in plan.steps:
+        if isinstance(step, Call):
+            yield step
+        elif isinstance(step, Control):
+            for inner in step.plans:
+                yield from _calls(inner)
 
 
 def _makes(kernel: Kernel, arguments: Sequence[Tensor], tensor: Tensor) -> bool:

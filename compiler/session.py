@@ -14,16 +14,19 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fusile.errors import FusileError, RunError
+import numpy as np
+
+from fusile.errors import FusileError, RunError, UnknownDimensionError
 from fusile.options import Target
 from fusile.report import silent
 from fusile.runtime.module import Module, Port, Value
 from fusile.session_errors import EPFail, Fail, InvalidArgument, NoSuchFile, load_error, run_error
 from fusile.session_options import RunOptions, SessionOptions
+from fusile.session_system import OrtMemoryInfo, cpu_memory
 from fusile.session_values import IOBinding, OrtValue
 
 FOLLOWED_VERSION = "1.32.0"
@@ -162,24 +165,49 @@ class InferenceSession:
         self._profile = (
             _Profile(self._options.profile_file_prefix) if self._options.enable_profiling else None
         )
-        self._build(*_normalise(providers, provider_options))
+        self._variants: dict[frozenset[str], Module] = {}
+        try:
+            chosen = _normalise(providers or list(self._options._providers.items()), provider_options)
+        except ValueError as error:
+            if not kwargs.get("enable_fallback", True):
+                raise
+            warnings.warn(f"{error} Falling back to {CPU}.", stacklevel=2)
+            chosen = _normalise(None, None)
+        self._build(*chosen)
 
     def _build(self, providers: list[str], provider_options: dict[str, ProviderOptions]) -> None:
-        from fusile import artefacts
-
         start = time.perf_counter()
+        self._providers, self._provider_options = providers, provider_options
+        self._module: Module = self._compile(frozenset())
+        self._variants.clear()
+        self._names = self._module.signature.names
+        self._overridable = frozenset(name for name, _, _ in self._module.info.overridable)
+        self._places = {port.name: place for place, port in enumerate(self._module.outputs)}
+        if self._profile:
+            named = isinstance(self._source, str)
+            self._profile.add("model_loading_uri" if named else "model_loading_array", start)
+            self._profile.add("session_initialization", start)
+
+    def _compile(self, fed: frozenset[str]) -> Module:
+        """The module of the model, with the initialisers in `fed` as inputs."""
+        from fusile import artefacts
+        from fusile.session_source import Edits, edited
+
+        asked = self._options
+        values = {name: _given(value) for name, value in asked._initializers.items()}
+        edits = Edits(values, fed, asked._denotations)
         try:
-            options = self._options.to_options(_TARGETS[providers[0]], _Seed.value)
-            self._module: Module = artefacts.compile(self._source, options, silent)
+            options = asked.to_options(_TARGETS[self._providers[0]], _Seed.value)
+            source = edited(self._source, edits) if edits else self._source
+            try:
+                return artefacts.compile(source, options, silent)
+            except UnknownDimensionError as error:  # overrides of names that the model has not mean nothing
+                known = {name: size for name, size in options.dims.items() if name not in error.names}
+                return artefacts.compile(source, replace(options, dims=known), silent)
         except FusileError as error:
             raise load_error(error, self._source) from error
         except OSError as error:  # a full disk, a cache that became unwritable
             raise Fail(f"The model could not be made ready: {error}") from error
-        self._providers, self._provider_options = providers, provider_options
-        self._names = self._module.signature.names
-        self._places = {port.name: place for place, port in enumerate(self._module.outputs)}
-        if self._profile:
-            self._profile.add("model_loading", start)
 
     def run(
         self,
@@ -199,11 +227,13 @@ class InferenceSession:
             feeds = [input_feed[name] for name in self._names]
         except (KeyError, TypeError):
             feeds = self._partial(input_feed)
+        module = self._module
         if len(input_feed) != len(feeds):
-            self._refuse_unknown(input_feed)
+            module = self._variant(input_feed)
+            feeds = [input_feed.get(name) for name in module.signature.names]
         places = self._chosen(output_names) if output_names else None
         try:
-            outputs = self._module.run(feeds)
+            outputs = module.run(feeds)
         except RunError as error:
             raise run_error(error) from error
         if self._profile:
@@ -239,6 +269,29 @@ class InferenceSession:
 
         threading.Thread(target=work, name="fusile-run-async").start()
 
+    def run_with_ortvaluevector(
+        self,
+        run_options: RunOptions | None,
+        feed_names: Sequence[str],
+        feeds: Sequence[OrtValue],
+        fetch_names: Sequence[str],
+        fetches: list[OrtValue],
+        fetch_devices: Any = None,
+    ) -> None:
+        """`run_with_ort_values` on values in a row; the answers are appended to `fetches`."""
+        fetches += self.run_with_ort_values(fetch_names, dict(zip(feed_names, feeds)), run_options)
+
+    def create_ortvalue_from_shape_and_type(
+        self,
+        shape: Sequence[int],
+        element_type: Any,
+        device_type: str,
+        device_id: int = 0,
+        vendor_id: int = -1,
+    ) -> OrtValue:
+        """A value of a shape and type with undefined contents."""
+        return OrtValue.ortvalue_from_shape_and_type(shape, element_type, device_type, device_id)
+
     def io_binding(self) -> IOBinding:
         """A fresh set of bindings for `run_with_iobinding`."""
         return IOBinding(self)
@@ -254,8 +307,39 @@ class InferenceSession:
         return [_node_arg(port) for port in self._module.outputs]
 
     def get_overridable_initializers(self) -> list[NodeArg]:
-        """None: initialisers are compiled in (`fusile.compile(model, weights=...)` replaces them)."""
+        """The initialisers that the model lists as inputs too. They are compiled in; the first run that feeds
+        some compiles the model once more, with these as inputs.
+        """
+        return [NodeArg(name, kind, list(shape)) for name, kind, shape in self._module.info.overridable]
+
+    def get_input_memory_infos(self) -> list[OrtMemoryInfo]:
+        """Where each input lies: in the CPU's memory."""
+        return [cpu_memory() for _ in self._module.inputs]
+
+    def get_output_memory_infos(self) -> list[OrtMemoryInfo]:
+        """Where each output lies: in the CPU's memory."""
+        return [cpu_memory() for _ in self._module.outputs]
+
+    def get_input_epdevices(self) -> list[None]:
+        """None for each input: providers are not devices that can be picked."""
+        return [None for _ in self._module.inputs]
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        """Empty: one target computes all of the graph."""
         return []
+
+    def get_tuning_results(self) -> list[Any]:
+        """Empty: schedules are chosen when the model is compiled."""
+        return []
+
+    def set_tuning_results(self, results: Sequence[Any], *, error_on_invalid: bool = False) -> None:
+        """Taken and not used, as there are none."""
+
+    def set_ep_dynamic_options(self, options: Mapping[str, str]) -> None:
+        """Taken and not used: a module has no options that change while it runs."""
+
+    def release_captured_graph(self, graph_annotation_id: int = 0) -> None:
+        """Nothing is captured."""
 
     def get_modelmeta(self) -> ModelMetadata:
         info = self._module.info
@@ -312,10 +396,20 @@ class InferenceSession:
             raise ValueError(f"Required inputs ({missing}) are missing from input feed ({given}).")
         return [input_feed.get(name) for name in self._names]
 
-    def _refuse_unknown(self, input_feed: Mapping[str, Value]) -> None:
-        for name in input_feed:
-            if name not in self._names:
+    def _variant(self, input_feed: Mapping[str, Value]) -> Module:
+        """The module for feeds that are more than the inputs: initialisers are among them, or unknown
+        names.
+        """
+        more = [name for name in input_feed if name not in self._names]
+        for name in more:
+            if name not in self._overridable:
                 raise InvalidArgument(f"Invalid input name: {name}")
+        if not more:
+            return self._module
+        fed = frozenset(more)
+        if fed not in self._variants:
+            self._variants[fed] = self._compile(fed)
+        return self._variants[fed]
 
     def _chosen(self, output_names: Sequence[str]) -> list[int]:
         if isinstance(output_names, str):
@@ -360,6 +454,11 @@ class _Profile:
         return str(path)
 
 
+def _given(value: Any) -> Any:
+    """The array of an initialiser that was given as an OrtValue."""
+    return value.numpy() if isinstance(value, OrtValue) else np.asarray(value)
+
+
 def _node_arg(port: Port) -> NodeArg:
     return NodeArg(port.name, port.type, list(port.shape or ()))
 
@@ -374,10 +473,19 @@ def _normalise(
     """
     if not providers:
         return [CPU], {CPU: {}}
-    if isinstance(providers, str):
-        providers = [providers]
-    if provider_options is not None and len(provider_options) != len(providers):
-        raise ValueError("'providers' and 'provider_options' should be the same length if both are given.")
+    if isinstance(providers, str) or not isinstance(providers, Sequence):
+        raise ValueError("'providers' should be a sequence.")
+    if provider_options is not None:
+        if len(provider_options) != len(providers):
+            raise ValueError(
+                "'providers' and 'provider_options' should be the same length if both are given."
+            )
+        if not all(isinstance(options, dict) for options in provider_options):
+            raise ValueError("'provider_options' values must be dicts.")
+    for provider in providers:
+        pair = isinstance(provider, tuple) and len(provider) == 2 and isinstance(provider[1], dict)
+        if not isinstance(_name(provider) if pair else provider, str):
+            raise ValueError("'providers' values must be either strings or (string, dict) tuples.")
     available = get_available_providers() if any(_name(p) == CUDA for p in providers) else [CPU]
     chosen: dict[str, ProviderOptions] = {}
     for place, provider in enumerate(providers):

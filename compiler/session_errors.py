@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from fusile.errors import (
@@ -92,6 +93,24 @@ class EPFail(Status):
     code, word = 11, "EP_FAIL"
 
 
+class ModelLoadCanceled(Status):
+    """Loading was cancelled. Never raised here."""
+
+    code, word = 12, "MODEL_LOAD_CANCELED"
+
+
+class ModelRequiresCompilation(Status):
+    """A model must be compiled first. Never raised here."""
+
+    code, word = 13, "MODEL_REQUIRES_COMPILATION"
+
+
+class NotFound(Status):
+    """Something was not found. Never raised here."""
+
+    code, word = 14, "NOT_FOUND"
+
+
 ERRORS: tuple[type[Status], ...] = (
     Fail,
     InvalidArgument,
@@ -104,7 +123,19 @@ ERRORS: tuple[type[Status], ...] = (
     NotImplemented,
     InvalidGraph,
     EPFail,
+    ModelLoadCanceled,
+    ModelRequiresCompilation,
+    NotFound,
 )
+
+_FAULTS: Mapping[str, type[Status]] = {
+    "Nodes read values that nothing defines": InvalidArgument,
+    "A node reads a value that nothing defines": InvalidArgument,
+    "The graph has a cycle": Fail,
+    " does not fit its inputs": Fail,
+    " is not a file": InvalidProtobuf,
+}
+"""How onnxruntime classes faults of a model, by a part of what fusile says."""
 
 _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "com.microsoft")
 _PARSED_AGAIN = 64 << 20
@@ -117,6 +148,9 @@ def load_error(error: FusileError, source: str | bytes) -> Status:
         return _unsupported(error, prefix)
     if isinstance(error, ExternalDataError):
         return Fail(prefix + str(error))
+    for part, kind in _FAULTS.items():
+        if part in str(error).splitlines()[0]:
+            return kind(prefix + str(error))
     if isinstance(error, InvalidModelError):
         return _broken(source)(prefix + str(error))
     if isinstance(error, UsageError):
@@ -144,7 +178,7 @@ def run_error(error: RunError) -> Exception:
                 f"{_wrong_dims(error)} Please fix either the inputs/outputs or the model."
             )
         case "kind":
-            return RuntimeError(str(error))
+            return Fail(str(error)) if "NoneType" in str(error.got) else RuntimeError(str(error))
         case _:
             return InvalidArgument(str(error))
 
@@ -153,6 +187,8 @@ def _unsupported(error: UnsupportedError, prefix: str) -> Status:
     """onnxruntime tells an operator that ONNX does not know from one that has no kernel."""
     import onnx.defs
 
+    if not error.gaps:
+        return Fail(f"{prefix}{error}")
     for gap in error.gaps:
         if gap.domain not in _KNOWN_DOMAINS:
             return Fail(f"{prefix}{error}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 from fusile import session_errors
@@ -112,7 +112,7 @@ class SessionOptions(_Settings):
     for something fusile does not do are refused when the session is made.
     """
 
-    __slots__ = ("_dims",)
+    __slots__ = ("_denotations", "_dims", "_initializers", "_providers")
 
     enable_cpu_mem_arena = _Setting(bool, True)
     enable_mem_pattern = _Setting(bool, True)
@@ -135,6 +135,9 @@ class SessionOptions(_Settings):
     def __init__(self) -> None:
         super().__init__()
         self._dims: dict[str, int] = {}
+        self._denotations: dict[str, int] = {}
+        self._initializers: dict[str, Any] = {}
+        self._providers: dict[str, dict[str, str]] = {}
 
     def add_free_dimension_override_by_name(self, name: str, size: int) -> None:
         """Fix a symbolic dimension to a size."""
@@ -148,12 +151,45 @@ class SessionOptions(_Settings):
         """The value of a free-form entry. Raises RuntimeError where it was not set."""
         return self._entry(key)
 
-    def add_initializer(self, name: str, value: object) -> None:
-        """Refused: weights are an input of compilation (`fusile.compile(model, weights=...)`)."""
+    def add_free_dimension_override_by_denotation(self, denotation: str, size: int) -> None:
+        """Fix the dimensions that the model gives a denotation (such as DATA_BATCH) to a size."""
+        self._denotations[str(denotation)] = int(size)
+
+    def add_initializer(self, name: str, value: Any) -> None:
+        """Put an OrtValue in the place of an initialiser. The session is compiled with it."""
+        self._initializers[str(name)] = value
+
+    def add_external_initializers(self, names: Sequence[str], values: Sequence[Any]) -> None:
+        """Give the data of initialisers that the model keeps in other files, as OrtValues."""
+        if len(names) != len(values):
+            raise session_errors.InvalidArgument("Expecting names and values to have equal length")
+        self._initializers.update(zip(map(str, names), values))
+
+    def add_external_initializers_from_files_in_memory(
+        self, names: Sequence[str], buffers: Sequence[Any], lengths: Sequence[int]
+    ) -> None:
+        """Refused: data beside a model are read from its folder."""
         raise session_errors.NotImplemented(
-            f"Initialiser {name!r} cannot be replaced through session options: compile the model with "
-            "fusile.compile(model, weights=...) and a safetensors file"
+            f"Files in memory ({', '.join(map(str, names))}) are not read: give the model's path, or "
+            "add_external_initializers with the tensors"
         )
+
+    def add_provider(self, name: str, options: Mapping[str, str]) -> None:
+        """Name a provider here instead of when the session is made."""
+        self._providers[str(name)] = {str(key): str(value) for key, value in options.items()}
+
+    def add_provider_for_devices(self, devices: Sequence[Any], options: Mapping[str, str]) -> None:
+        """Refused: there are no devices to pick (`get_ep_devices` is empty)."""
+        raise session_errors.InvalidArgument("No devices of providers are there: name the provider instead")
+
+    def set_provider_selection_policy(self, policy: int) -> None:
+        """Taken and not used: providers are named, and the first that can run is used."""
+
+    def set_provider_selection_policy_delegate(self, delegate: object) -> None:
+        """Taken and not used, as `set_provider_selection_policy`."""
+
+    def set_load_cancellation_flag(self, value: bool) -> None:
+        """Taken and not used: loading a model that was compiled before takes no time to cancel."""
 
     def register_custom_ops_library(self, path: str) -> None:
         """Refused: libraries of onnxruntime operators cannot be called."""
@@ -163,8 +199,8 @@ class SessionOptions(_Settings):
         )
 
     def has_providers(self) -> bool:
-        """False: providers are given to the session."""
-        return False
+        """Whether providers were named here."""
+        return bool(self._providers)
 
     def to_options(self, target: Target, seed: int) -> Options:
         """What the compiler is asked for. Raises UsageError for what it cannot do."""
@@ -198,6 +234,13 @@ class RunOptions(_Settings):
     logid = _Setting(str, "")
     only_execute_path_to_fetches = _Setting(bool, False)
     terminate = _Setting(bool, False)
+
+    def add_active_adapter(self, adapter: object) -> None:
+        """Refused: weights are an input of compilation."""
+        raise session_errors.NotImplemented(
+            "Adapters cannot be switched in a run: compile the adapted weights with "
+            "fusile.compile(model, weights=...)"
+        )
 
     def add_run_config_entry(self, key: str, value: str) -> None:
         """Set a free-form entry; none changes a run."""

@@ -32,7 +32,6 @@ class OrtDevice:
 
     def __init__(self, device_type: str = "cpu", device_id: int = 0) -> None:
         _on_cpu(device_type)
-        self._type = device_type.lower()
         self._id = device_id
 
     @staticmethod
@@ -45,11 +44,18 @@ class OrtDevice:
         """The number of the CPU's device type."""
         return 0
 
-    def device_type(self) -> str:
-        return self._type
+    def device_type(self) -> int:
+        """The number of the device's type: 0, the CPU."""
+        return 0
 
     def device_id(self) -> int:
         return self._id
+
+    def device_vendor_id(self) -> int:
+        return 0
+
+    def device_mem_type(self) -> int:
+        return 0
 
 
 class OrtValue:
@@ -136,6 +142,10 @@ class OrtValue:
     def is_sparse_tensor(self) -> bool:
         return False
 
+    def as_sparse_tensor(self) -> object:
+        """Refused: values are dense. Raises RuntimeError."""
+        raise RuntimeError("The OrtValue holds no sparse tensor")
+
     def update_inplace(self, np_arr: Array) -> None:
         """Overwrite the contents. Raises RuntimeError where the size differs."""
         array = self.numpy()
@@ -188,11 +198,13 @@ class IOBinding:
     ) -> None:
         """Ask for an output: into memory at an address, or without one into an array made by the run."""
         _on_cpu(device_type)
+        self._known_output(name)
         bound = buffer_ptr is not None and shape is not None
         self._outputs[name] = _memory(buffer_ptr or 0, shape or (), element_type) if bound else None
 
     def bind_ortvalue_output(self, name: str, ortvalue: OrtValue) -> None:
         """Ask for an output, to be written into a value."""
+        self._known_output(name)
         self._outputs[name] = ortvalue.numpy()
 
     def clear_binding_inputs(self) -> None:
@@ -233,6 +245,14 @@ class IOBinding:
                 )
             buffer[...] = answer
             self._results.append(OrtValue(buffer))
+
+    def get_outputs_as_ortvaluevector(self) -> list[OrtValue]:
+        """The outputs of the last run."""
+        return self.get_outputs()
+
+    def _known_output(self, name: str) -> None:
+        if name not in {port.name for port in self._session.get_outputs()}:
+            raise RuntimeError(f"Error in execution: Invalid output name: {name}")
 
     def _known_input(self, name: str) -> None:
         if name not in {port.name for port in self._session.get_inputs()}:

@@ -4,8 +4,9 @@
     def relu(x: Tensor) -> Tensor:
         return compute(x.shape, lambda *i: maximum(x[i], 0))
 
-Positional parameters are the operator's inputs (an absent optional one is None; `*xs` where they are
-variadic); keyword-only ones are its attributes, by ONNX's names. A first parameter called `ctx` receives the
+Positional parameters are the operator's inputs (`*xs` where they are variadic; an optional one has a default
+or a type that admits None, and is None where it is left out); keyword-only ones are its attributes, by
+ONNX's names. A first parameter called `ctx` receives the
 Context, `outputs` the number of outputs that the node asks for.
 """
 
@@ -18,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from fusile.ir.expr import Const, Expr, apply, as_expr, cast, const, dim
 from fusile.ir.tensor import Body, DimDefinition, Requirement, Tensor
-from fusile.ir.types import I64
+from fusile.ir.types import F32, I64, DType
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class Operator:
     takes_outputs: bool
     attributes: frozenset[str]
     inputs: int | None
-    required: int
+    required: tuple[int, ...]
+    keeps_types: bool = False
 
 
 OPERATORS: dict[tuple[str, str], Operator] = {}
@@ -46,6 +48,16 @@ class Unsupported(Exception):
         super().__init__(reason)
         self.reason = reason
         self.way_out = way_out
+
+
+class Unsettled(Unsupported):
+    """Raised by a definition for what it covers once it knows a size or the elements of a tensor: `value` is
+    the name of the tensor whose elements it needs, where it is about these.
+    """
+
+    def __init__(self, reason: str, way_out: str = "", value: str = "") -> None:
+        super().__init__(reason, way_out)
+        self.value = value
 
 
 class Malformed(Exception):
@@ -77,13 +89,26 @@ class Subgraph(Protocol):
 
 @dataclass(slots=True)
 class Context:
-    """What a definition may ask of the program under construction. `site` is the ONNX node's name."""
+    """What a definition may ask of the program under construction. `site` is the ONNX node's name, `seed`
+    where random numbers start.
+    """
 
     site: str
+    seed: int = 0
     dim_definitions: list[DimDefinition] = field(default_factory=list)
     requirements: list[Requirement] = field(default_factory=list)
     runtime: dict[Tensor, tuple[Expr, ...]] = field(default_factory=dict)
-    assumed: dict[str, bool] = field(default_factory=dict)
+    assumed: dict[tuple[str, Expr], bool] = field(default_factory=dict)
+    half: DType | None = None
+    """The 16-bit float type of the values between operators, while a definition computes in float32 inside
+    (see `precision.py`).
+    """
+
+    def rounded(self, v: Expr) -> Expr:
+        """A value inside an operator as if it were stored between two: what the standard says of the inner
+        values of an operator that it defines as a function of others.
+        """
+        return v if self.half is None or v.dtype is not F32 else cast(cast(v, self.half), F32)
 
     def size(self, value: Expr, hint: str = "n") -> Expr:
         """A size known only when run: a new symbolic dim defined as `value` (which may load tensors).
@@ -94,11 +119,16 @@ class Context:
         self.dim_definitions.append(DimDefinition(made, value, self.site))
         return made
 
-    def assume(self, condition: Expr) -> bool:
-        """Whether a condition on dims is taken to hold, where the ranks of what follows depend on it. Both
-        are tried, and one is kept if the rest of the model has no meaning otherwise.
+    def assume(self, condition: Expr, usually: bool = True) -> bool:
+        """Whether a condition on dims is taken to hold, where the ranks of what follows depend on it, and
+        checks when run that it does or does not. Both are tried, and one is kept if the rest of the model
+        has no meaning otherwise, or not the ranks that it declares.
         """
-        return self.assumed.setdefault(self.site, True)
+        holds = self.assumed.setdefault((self.site, condition), usually)
+        self.require(
+            condition if holds else apply("not", condition), f"shapes follow from {condition!r}, and it differs"
+        )
+        return holds
 
     def require(self, condition: Expr, reason: str) -> None:
         """Check a condition on dims when run. Raises Malformed at once where it is known to be false."""
@@ -122,9 +152,10 @@ class Context:
             return self.runtime[t]
         count = ix.number(t.size)
         if count is None or count > 64 or t.rank > 1 or not t.dtype.is_int:
-            raise Unsupported(
+            raise Unsettled(
                 f"needs the value of {t.name} while compiling, which is worked out by the model",
                 "fix the input by `--dims` or fold it into a constant",
+                t.name,
             )
         indices = [(k,) if t.rank else () for k in range(count)]
         found = tuple(self._scalar(cast(t[i], I64), f"{t.name}{k}") for k, i in enumerate(indices))
@@ -135,15 +166,17 @@ class Context:
         """The elements of an integer tensor that shapes the code itself, such as axes; none where it is
         absent.
 
-        Raises Unsupported where they are not known while compiling.
+        Raises Unsettled where they are not known while compiling.
         """
         from fusile.ir import index as ix
 
         if t is None:
             return ()
+        if ix.number(t.size) == 0:
+            return ()
         found = [ix.number(v) for v in self.values(t)] if t.known is not None else [None]
         if any(n is None for n in found):
-            raise Unsupported(f"{what} ({t.name}) is not a constant", "fold the input into a constant")
+            raise Unsettled(f"{what} ({t.name}) is not a constant", "fold the input into a constant", t.name)
         return tuple(n for n in found if n is not None)
 
     def floats(self, t: Tensor) -> tuple[float, ...] | None:
@@ -179,7 +212,7 @@ class Context:
         return up - down
 
 
-def described(domain: str, name: str, function: Callable[..., Any]) -> Operator:
+def described(domain: str, name: str, function: Callable[..., Any], keeps_types: bool = False) -> Operator:
     """How to call a definition, read off its parameters."""
     parameters = list(inspect.signature(function).parameters.values())
     takes_context = bool(parameters) and parameters[0].name == "ctx"
@@ -194,15 +227,23 @@ def described(domain: str, name: str, function: Callable[..., Any]) -> Operator:
         "outputs" in attributes,
         frozenset(attributes - {"outputs"}),
         None if variadic else len(positional),
-        sum(p.default is p.empty for p in positional),
+        tuple(k for k, p in enumerate(positional) if p.default is p.empty and not _admits_none(p)),
+        keeps_types,
     )
 
 
-def op(name: str, domain: str = "") -> Callable[[F], F]:
-    """Register a definition under an ONNX operator's name."""
+def _admits_none(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter's type, which is text where annotations are postponed, has None in it."""
+    return "None" in str(parameter.annotation)
+
+
+def op(name: str, domain: str = "", *, keeps_types: bool = False) -> Callable[[F], F]:
+    """Register a definition under an ONNX operator's name. With `keeps_types` it is given 16-bit floats as
+    they are and says itself in which type it computes (see `precision.py`).
+    """
 
     def register(function: F) -> F:
-        OPERATORS[(domain, name)] = described(domain, name, function)
+        OPERATORS[(domain, name)] = described(domain, name, function, keeps_types)
         return function
 
     return register
@@ -221,9 +262,9 @@ def call(
         if any(x is not None for x in given[definition.inputs :]):
             raise Malformed(f"takes at most {definition.inputs} inputs, has {len(given)}")
         given = given[: definition.inputs]
-    if len(given) < definition.required or any(x is None for x in given[: definition.required]):
+    if any(k >= len(given) or given[k] is None for k in definition.required):
         raise Malformed(
-            f"takes at least {definition.required} inputs, has {sum(x is not None for x in given)}"
+            f"takes at least {len(definition.required)} inputs, has {sum(x is not None for x in given)}"
         )
     keywords = {k: v for k, v in attributes.items() if k in definition.attributes}
     if definition.takes_outputs:

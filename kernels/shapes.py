@@ -123,7 +123,7 @@ def reshape_index(index: Sequence[Expr], old: Shape, new: Shape) -> tuple[Expr, 
                 left, i = left * old[i], i + 1
             else:
                 break
-        out.extend(_unflatten(flat_index(index[b:j], new[b:j]), old[a:i]))
+        out.extend(unflatten(flat_index(index[b:j], new[b:j]), old[a:i]))
     return tuple(out)
 
 
@@ -135,7 +135,8 @@ def _divides(small: Expr, large: Expr) -> bool:
     return bool(whole) and not rest
 
 
-def _unflatten(flat: Expr, shape: Shape) -> list[Expr]:
+def unflatten(flat: Expr, shape: Shape) -> list[Expr]:
+    """The index in `shape` of a row-major position."""
     out: list[Expr] = []
     for k, n in enumerate(shape):
         if ix.number(n) == 1:

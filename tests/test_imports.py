@@ -16,13 +16,21 @@ FOLDERS = {
 }
 
 LAYERS = (
-    ("dims", "errors", "escape", "options", "target"),
+    ("dims", "errors", "escape", "light", "options", "target"),
     ("ir", "graph", "capabilities"),
     ("frontend", "kernels"),
     ("passes", "schedule"),
     ("backends", "runtime", "templates", "report"),
-    ("artefacts", "building", "driver", "loading", "reports", "retrained"),
-    ("session", "session_errors", "session_options", "session_values", "tools"),
+    ("artefacts", "building", "driver", "host", "loading", "reports", "retrained"),
+    (
+        "session",
+        "session_errors",
+        "session_options",
+        "session_source",
+        "session_system",
+        "session_values",
+        "tools",
+    ),
     ("api", "as_onnxruntime"),
     ("cli",),
 )
@@ -33,12 +41,16 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 LIGHT = (
     "__init__",
     "artefacts",
+    "dims",
     "errors",
+    "light",
     "options",
     "target",
     "session",
     "session_errors",
     "session_options",
+    "session_source",
+    "session_system",
     "session_values",
 )
 """Modules that a session out of the cache loads: numpy and the standard library only, at the top level."""

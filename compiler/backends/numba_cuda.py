@@ -202,7 +202,7 @@ def compile_ptx(plan: Plan, cc: tuple[int, int] = (9, 0)) -> dict[str, str]:
     found: dict[str, set[tuple[Any, ...]]] = {}
     for use in printed.uses.values():
         arrays = [
-            types.Array(_numba_type(word(b.dtype).name), max(1, len(b.shape)) + (b in use.scratch), "C")
+            types.Array(_numba_type(word(b.dtype).name), len(b.shape) + (b in use.scratch), "C")
             for b in use.params
         ]
         error = [types.Array(types.int64, 1, "C")] if use.function.checks else []

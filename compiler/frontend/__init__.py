@@ -29,9 +29,29 @@ def load(source: Source, *, dims: Mapping[str, int] | None = None) -> ir.Model:
     (refused), UnsupportedError (an old operator without a newer form, an opset that is too new).
     """
     model = read(source)
+    overridable = _overridable(model)
     canonicalise(model)
+    model.meta[OVERRIDABLE] = overridable
     settle_dims(model, dims)
     return model
 
 
-__all__ = ["CANONICAL_OPSET", "Source", "canonicalise", "expand", "load", "read", "resolve"]
+OVERRIDABLE = "fusile.overridable"
+"""Under this key a loaded model's `meta` lists the initialisers that the file names as inputs too: their
+name, number of the type, shape. They are constants of the canonical graph.
+"""
+
+_FIRST_OVERRIDABLE = 4  # before this IR version every initialiser had to be listed as an input
+
+
+def _overridable(model: ir.Model) -> list[tuple[str, int, list[int]]]:
+    if model.ir_version < _FIRST_OVERRIDABLE:
+        return []
+    return [
+        (str(value.name), int(tensor.dtype), [int(size) for size in tensor.shape.numpy()])
+        for value in model.graph.inputs
+        if (tensor := value.const_value) is not None
+    ]
+
+
+__all__ = ["CANONICAL_OPSET", "OVERRIDABLE", "Source", "canonicalise", "expand", "load", "read", "resolve"]

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from fusile.errors import Gap, InvalidModelError, UnsupportedError, show_name, show_names
-from fusile.frontend import rules_nn, rules_tensor
+from fusile.frontend import gradients, rules_contrib, rules_ml, rules_nn, rules_tensor
 from fusile.frontend.inline import inline_functions, normal_imports, stamp_versions, take_over
 from fusile.frontend.names import Names, all_graphs, settle_names, sort_nodes
 from fusile.frontend.rules import CANONICAL_OPSET, Rule, Site, add_initializer, gap
@@ -37,9 +37,20 @@ _OLD_TREES = frozenset({"TreeEnsembleClassifier", "TreeEnsembleRegressor"})
 @functools.cache
 def _rules() -> Mapping[tuple[str, str], tuple[Rule, ...]]:
     """The rules of each operator, oldest first."""
-    every = sorted((*rules_tensor.RULES, *rules_nn.RULES), key=lambda rule: (rule.domain, rule.op_type))
+    rows = (*rules_tensor.RULES, *rules_nn.RULES, *rules_contrib.RULES, *rules_ml.RULES)
+    every = sorted(rows, key=lambda rule: (rule.domain, rule.op_type))
     grouped = groupby(every, key=lambda rule: (rule.domain, rule.op_type))
     return {name: tuple(sorted(group, key=lambda rule: rule.before)) for name, group in grouped}
+
+
+def rewritten_operators() -> frozenset[tuple[str, str]]:
+    """The operators that the canonical form may express by others, by domain and name."""
+    return frozenset(_rules())
+
+
+def rewritten(domain: str, op_type: str) -> bool:
+    """Whether the canonical form may express an operator by others."""
+    return (domain, op_type) in _rules()
 
 
 def canonicalise(model: ir.Model) -> None:
@@ -49,6 +60,7 @@ def canonicalise(model: ir.Model) -> None:
     an old operator has no newer form, UnsafeModelError where inlining its functions would explode.
     """
     _check_values(model)
+    gradients.tie(model)
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         sort_nodes(graph)  # functions cannot be copied, nor types be inferred, in any other order
     _stamp(model)
@@ -92,8 +104,7 @@ def _canonicalise_node(node: ir.Node, model: ir.Model, names: Names) -> list[ir.
     """Apply the rules of one node; returns new nodes, which are still to be given their defaults."""
     version = node.version
     if version is None or not _is_standard(node):
-        node.version = None
-        return []
+        return _take_apart(node, model, names)
     _check_schema(node, version)
     site = Site(node, model, names)
     defaults = _defaults(node.op_type, version, node.domain)
@@ -109,6 +120,17 @@ def _canonicalise_node(node: ir.Node, model: ir.Model, names: Names) -> list[ir.
     left = [name for name in node.attributes if schema is not None and name not in schema.attributes]
     if left and schema is not None:
         raise UnsupportedError(gap(node, f"its attributes {show_names(left)} have no newer form"))
+    node.version = None
+    return site.emitted
+
+
+def _take_apart(node: ir.Node, model: ir.Model, names: Names) -> list[ir.Node]:
+    """Apply the rules of an operator that is not ONNX's, where it has any."""
+    site = Site(node, model, names)
+    for rule in _rules().get((node.domain, node.op_type), ()):
+        rule.apply(site)
+        if site.replaced:
+            break
     node.version = None
     return site.emitted
 

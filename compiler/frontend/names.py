@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-from fusile.dims import fix
-from fusile.errors import InvalidModelError, UsageError, show_name, show_names
+from fusile.dims import NAMELESS, fix, parse
+from fusile.errors import InvalidModelError, UnknownDimensionError, UsageError, show_name, show_names
 
 _LONGEST = 200
 
 UNNAMED_AXES = "fusile.unnamed_axes"
-"""Under this key an input's `meta` lists the axes whose symbols were made up here."""
+"""Under this key an input's `meta` has the axes whose symbols were made up here, with what the file calls
+them, if anything."""
 
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -120,10 +122,6 @@ def _drop_omitted(node: ir.Node) -> None:
     node.resize_inputs(inputs)
 
 
-NAMELESS = frozenset({None, "", "?", "-1", "None"})
-"""What exporters write where a dimension has no name: two of them need not be of one size."""
-
-
 def settle_dims(model: ir.Model, dims: Mapping[str, int] | None) -> None:
     """Name the unnamed and negative dimensions of inputs, then fix those in `dims`, in place.
 
@@ -138,16 +136,21 @@ def settle_dims(model: ir.Model, dims: Mapping[str, int] | None) -> None:
     for value in model.graph.inputs:
         if value.shape is not None:
             value.shape = _named(value, known)
+    unknown = [name for name in dims or {} if name not in known]
+    if unknown:
+        raise UnknownDimensionError(unknown, show_names(known, 20) if known else "none")
     for name, size in (dims or {}).items():
-        if name not in known:
-            shown = show_names(known, 20) if known else "none"
-            raise UsageError(f"The model has no dimension {show_name(name)}", todo=f"It has {shown}")
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
             raise UsageError(
                 f"Dimension {show_name(name)} cannot be {size!r}", todo="Give an integer from 0 up"
             )
-    if not dims:
-        return
+    if dims:
+        _fix_dims(model, dims)
+    _name_arithmetic(model, known)
+
+
+def _fix_dims(model: ir.Model, dims: Mapping[str, int]) -> None:
+    """Put sizes in for names, in all shapes."""
     for graph in all_graphs(model):
         for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
             if value.shape is not None:
@@ -159,21 +162,49 @@ def settle_dims(model: ir.Model, dims: Mapping[str, int] | None) -> None:
                 )
 
 
+def _name_arithmetic(model: ir.Model, known: dict[str, None]) -> None:
+    """Give inputs a symbol for each dimension that is arithmetic over names which no dimension has alone:
+    nothing says what those are.
+    """
+    shapes = [value.shape for value in model.graph.inputs if value.shape is not None]
+    names = {dim.value for shape in shapes for dim in shape if isinstance(dim, ir.SymbolicDim)}
+    made: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for axis, dim in enumerate(value.shape or ()):
+            text = dim.value if isinstance(dim, ir.SymbolicDim) else None
+            tree = parse(text) if text else None
+            if text is None or tree is None or isinstance(tree, ast.Name):
+                continue
+            if any(isinstance(part, ast.Name) and part.id not in names for part in ast.walk(tree)):
+                if text not in made:
+                    made[text] = _new_symbol(value, axis, known)
+                assert value.shape is not None
+                shape = list(value.shape)
+                shape[axis] = ir.SymbolicDim(made[text])
+                value.shape = ir.Shape(shape)
+                value.meta.setdefault(UNNAMED_AXES, {})[axis] = text
+
+
+def _new_symbol(value: ir.Value, axis: int, known: dict[str, None]) -> str:
+    symbol = f"{value.name}_d{axis}"
+    while symbol in known:
+        symbol += "_"
+    known[symbol] = None
+    return symbol
+
+
 def _named(value: ir.Value, known: dict[str, None]) -> ir.Shape:
     """The shape of an input with a symbol for every dimension whose size is not given."""
     found: list[int | ir.SymbolicDim] = []
     assert value.shape is not None
     for axis, dim in enumerate(value.shape):
-        named = isinstance(dim, ir.SymbolicDim) and dim.value not in NAMELESS
+        named = isinstance(dim, ir.SymbolicDim) and dim.value and dim.value not in NAMELESS
         if named or (isinstance(dim, int) and dim >= 0):
             found.append(dim)
             continue
-        symbol = f"{value.name}_d{axis}"
-        while symbol in known:
-            symbol += "_"
-        known[symbol] = None
-        found.append(ir.SymbolicDim(symbol))
-        value.meta.setdefault(UNNAMED_AXES, []).append(axis)
+        found.append(ir.SymbolicDim(_new_symbol(value, axis, known)))
+        said = dim.value if isinstance(dim, ir.SymbolicDim) else None
+        value.meta.setdefault(UNNAMED_AXES, {})[axis] = said or None
     return ir.Shape(found)
 
 

@@ -57,6 +57,11 @@ def read(source: Source) -> ir.Model:
     )
 
 
+def read_beside(data: bytes, folder: Path) -> ir.Model:
+    """The model in `data`, whose other files are in a folder. Raises as `read` does."""
+    return _read_buffer(data, None, folder)
+
+
 def _mapped(path: Path) -> Buffer:
     """The file at `path`. Raises UsageError where there is none, InvalidModelError where it is no model."""
     try:

@@ -140,13 +140,26 @@ class Site:
     def emit_many(
         self, op_type: str, inputs: Sequence[ir.Value | None], outputs: int, **attributes: AttrValue
     ) -> Sequence[ir.Value]:
+        made = [attribute(name, value) for name, value in attributes.items()]
+        return self.emit_node("", op_type, CANONICAL_OPSET, inputs, made, outputs)
+
+    def emit_node(
+        self,
+        domain: str,
+        op_type: str,
+        version: int | None,
+        inputs: Sequence[ir.Value | None],
+        attributes: Sequence[ir.Attr],
+        outputs: int = 1,
+    ) -> Sequence[ir.Value]:
+        """A new node of any domain and version before this one; its outputs."""
         node = ir.Node(
-            "",
+            domain,
             op_type,
             inputs,
-            [attribute(name, value) for name, value in attributes.items()],
+            attributes,
             num_outputs=outputs,
-            version=CANONICAL_OPSET,
+            version=version,
             name=self.names.node(f"{self.node.name}/{op_type}"),
         )
         for index, value in enumerate(node.outputs):
@@ -155,10 +168,13 @@ class Site:
         self.emitted.append(node)
         return node.outputs
 
-    def replace(self, *values: ir.Value) -> None:
-        """Replace the node: its outputs are `values`, each made by a node that was emitted here."""
+    def replace(self, *values: ir.Value | None) -> None:
+        """Replace the node: its outputs are `values`, each made by a node that was emitted here; None for
+        what nothing reads.
+        """
         for old, new in zip(self.node.outputs, values):
-            take_over(old, new)
+            if new is not None:
+                take_over(old, new)
         graph = self.node.graph
         assert graph is not None
         graph.remove(self.node, safe=True)

@@ -153,6 +153,12 @@ def map_file(path: Path, descriptor: int) -> mmap.mmap | bytes:
     return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
 
 
+def release_pages(buffer: Buffer) -> None:
+    """Take the pages of a mapped file out of this process's memory; they stay in the system's cache."""
+    if isinstance(buffer, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        buffer.madvise(mmap.MADV_DONTNEED)
+
+
 class ExternalFiles:
     """The files with tensor data beside a model: those in or below `folder`, each opened once.
 

@@ -19,6 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 from fusile.frontend.limits import MAX_DEPTH
+from fusile.frontend.storage import MappedTensor, release_pages
 from fusile.frontend.wire import Buffer, Field, fields
 
 FEWEST_FLOATS = 9
@@ -187,11 +188,25 @@ class Watch:
         """From here on weights are read to be packed."""
         self._on = False
 
+    def end(self, model: ir.Model) -> None:
+        """Put the initialisers' own tensors back into the model, which may outlive `release`."""
+        for name, held in self._held.items():
+            if name in model.graph.initializers:
+                model.graph.initializers[name].const_value = held
+
     def release(self) -> None:
         """Let go of the data, and so of the files that they are in, whoever still holds a part of the
         model.
         """
         self._held.clear()
+
+    def let_go(self) -> None:
+        """Release the pages of files that weights are mapped from; a later read brings them back."""
+        maps = {
+            id(held.buffer): held.buffer for held in self._held.values() if isinstance(held, MappedTensor)
+        }
+        for buffer in maps.values():
+            release_pages(buffer)
 
     def name_of(self, data: object) -> str | None:
         """The initialiser whose `numpy` this is, or None."""

@@ -6,11 +6,14 @@ import onnx
 import onnx_ir as ir
 from onnx_ir import serde
 
-from fusile.graph.proto import to_proto
+from fusile.graph.proto import to_proto, type_of_proto
 
 Types = dict[str, onnx.TypeProto]
 
 _INFERENCE_BYTES = 1024
+
+_OF_STRINGS = frozenset({("com.microsoft", "Tokenizer")})
+"""Operators that ONNX's inference does not know and that make strings."""
 
 
 def infer_types(model: ir.Model) -> Types:
@@ -20,6 +23,9 @@ def infer_types(model: ir.Model) -> Types:
         if value.const_value is not None and value.const_value.nbytes > _INFERENCE_BYTES:
             del copy.graph.initializers[name]
             copy.graph.inputs.append(value)
+    for node in copy.graph.all_nodes():
+        if (node.domain, node.op_type) in _OF_STRINGS and node.outputs[0].type is None:
+            node.outputs[0].type = ir.TensorType(ir.DataType.STRING)
     try:
         proto = onnx.shape_inference.infer_shapes(to_proto(copy), check_type=False, strict_mode=False)
     except Exception:  # it helps where it can, and its errors are about what nobody asked for
@@ -38,14 +44,16 @@ def infer_types(model: ir.Model) -> Types:
 
 
 def declare_missing(model: ir.Model) -> None:
-    """Give values between nodes without a declared type or shape those that inference finds, in place."""
+    """Give values between nodes and inputs of inner graphs without a declared type or shape those that
+    inference finds, in place.
+    """
     found = infer_types(model)
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            proto = found.get(value.name or "")
-            if proto is None:
-                continue
-            if value.type is None:
-                value.type = serde.deserialize_type_proto_for_type(proto)
-            if value.shape is None:
-                value.shape = serde.deserialize_type_proto_for_shape(proto)
+    made = [value for node in model.graph.all_nodes() for value in node.outputs]
+    for value in [*made, *(value for graph in model.graph.subgraphs() for value in graph.inputs)]:
+        proto = found.get(value.name or "")
+        if proto is None:
+            continue
+        if value.type is None:
+            value.type = type_of_proto(proto)
+        if value.shape is None and proto.WhichOneof("value") == "tensor_type":
+            value.shape = serde.deserialize_type_proto_for_shape(proto)

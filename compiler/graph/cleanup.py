@@ -18,13 +18,18 @@ def clean_up(model: ir.Model) -> None:
     drop_dead(model)
 
 
+def same_value(node: ir.Node) -> ir.Value | None:
+    """The value that an Identity hands on; None for every other node."""
+    return node.inputs[0] if node.op_type == "Identity" and node.domain == "" else None
+
+
 def drop_identities(model: ir.Model) -> None:
     """Identity(x) is x. Stays where it stands between a graph's outputs and its inputs, or an outer graph."""
     for graph in (model.graph, *model.graph.subgraphs()):
         for node in tuple(graph):
-            if node.op_type != "Identity" or node.domain != "" or node.inputs[0] is None:
+            source, result = same_value(node), node.outputs[0]
+            if source is None:
                 continue
-            source, result = node.inputs[0], node.outputs[0]
             if result.is_graph_output():
                 # The output keeps its name; the source must be a node's, of this graph, and no output itself.
                 producer = source.producer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import onnx
 import onnx_ir as ir
@@ -46,6 +47,23 @@ def type_proto(found: ir.TypeProtocol | MapType, shape: ir.ShapeProtocol | None 
             if shape is not None:
                 serde.serialize_shape_into(proto, shape)
     return proto
+
+
+def type_of_proto(proto: onnx.TypeProto) -> ir.TypeProtocol | None:
+    """The type that a TypeProto names, None where it names none."""
+    match proto.WhichOneof("value"):
+        case "sequence_type":
+            inner = type_of_proto(proto.sequence_type.elem_type)
+            return None if inner is None else ir.SequenceType(inner)
+        case "optional_type":
+            inner = type_of_proto(proto.optional_type.elem_type)
+            return None if inner is None else ir.OptionalType(inner)
+        case "map_type":
+            inner = type_of_proto(proto.map_type.value_type)
+            if inner is None:
+                return None
+            return cast(ir.TypeProtocol, MapType(ir.DataType(proto.map_type.key_type), inner))
+    return serde.deserialize_type_proto_for_type(proto)
 
 
 def _inner(found: ir.SequenceType | ir.OptionalType) -> ir.TypeProtocol:

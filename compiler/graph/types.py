@@ -1,4 +1,4 @@
-"""The one type of the ONNX standard that onnx_ir has no class for."""
+"""Types of values: the one that onnx_ir has no class for, and which of them are tensors of numbers."""
 
 from __future__ import annotations
 
@@ -25,3 +25,11 @@ class MapType:
 
     def __str__(self) -> str:
         return f"Map({self.key.name},{self.value})"
+
+
+def is_numeric(found: ir.TypeProtocol | None) -> bool:
+    """Whether a type is that of dense tensors of numbers, which a tensor program holds. False for None."""
+    return isinstance(found, ir.TensorType) and found.dtype not in (
+        ir.DataType.STRING,
+        ir.DataType.UNDEFINED,
+    )

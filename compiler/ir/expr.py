@@ -20,12 +20,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 from weakref import WeakValueDictionary
 
 from fusile.ir.fold import Number as Number
 from fusile.ir.fold import fold, nearest
-from fusile.ir.types import BOOL, I64, DType
+from fusile.ir.types import BOOL, F32, F64, I64, DType
 
 
 class Source(Protocol):
@@ -362,8 +362,11 @@ def _simplified(op: str, args: tuple[Expr, ...], dtype: DType) -> Expr:
         if yes is no:
             return yes
         return raw_apply(op, args, dtype)
-    if op == "cast" and args[0].dtype is dtype:
-        return args[0]
+    if op == "cast":
+        if args[0].dtype is dtype:
+            return args[0]
+        if _widens(args[0]) and args[0].args[0].dtype is dtype:
+            return args[0].args[0]
     if dtype is I64 and op in ix.POLYNOMIAL:
         return ix.arithmetic(op, args)
     if op in ("lt", "le", "eq", "ne") and args[0].dtype is I64:
@@ -386,6 +389,13 @@ def _simplified(op: str, args: tuple[Expr, ...], dtype: DType) -> Expr:
             if isinstance(a, Const) and a.value == 0:
                 return b
     return raw_apply(op, args, dtype)
+
+
+def _widens(e: Expr) -> TypeGuard[Apply]:
+    """Whether an expression is a small float as a larger one, which loses nothing."""
+    if not (isinstance(e, Apply) and e.op == "cast" and e.args[0].dtype.is_float):
+        return False
+    return e.dtype is F64 or (e.dtype is F32 and e.args[0].dtype is not F64)
 
 
 # ---- walking -----------------------------------------------------------------------------------------------

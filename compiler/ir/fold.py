@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fusile.ir.types import BOOL, F32, F64, DType, numpy_dtype
+from fusile.ir.types import BF16, BOOL, F16, F32, F64, DType, numpy_dtype
 
 Number = int | float | bool
 
@@ -77,7 +77,7 @@ def _fold_cast(value: Number, source: DType, result: DType) -> Number | None:
         return bool(value)
     if result.kind in "iu":
         return _wrap(int(value), result) if source.kind in "iub" else _float_to_int(float(value), result)
-    return nearest(float(value), result) if result in (F32, F64) else None
+    return nearest(float(value), result) if result in (BF16, F16, F32, F64) else None
 
 
 def _fold_float(op: str, values: tuple[Number, ...], result: DType) -> float | None:

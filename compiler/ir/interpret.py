@@ -12,7 +12,7 @@ import numpy as np
 
 from fusile.errors import RunError
 from fusile.ir.expr import Apply, Axis, Const, Dim, Expr, Guard, Load, Reduce, free
-from fusile.ir.tensor import Branch, Compute, Loop, Program, Scan, Scatter, Stage, Tensor
+from fusile.ir.tensor import Branch, Compute, Extern, Loop, Program, Scan, Scatter, Stage, Tensor
 from fusile.ir.types import BOOL, F32, F64, DType, numpy_dtype
 
 Array = np.ndarray
@@ -199,6 +199,8 @@ class Interpreter:
                 self._branch(stage)
             case Loop():
                 self._loop(stage)
+            case Extern():
+                self._extern(stage)
 
     def _compute(self, stage: Compute) -> Array:
         r = stage.reduction
@@ -306,6 +308,12 @@ class Interpreter:
             sizes.update({e: n for e, n in zip(t.shape, a.shape, strict=True) if e in stage.defines})
         if stage.sizes is not None:
             self.arrays[stage.sizes] = np.array([sizes[d] for d in stage.defines], np.int64)
+
+    def _extern(self, stage: Extern) -> None:
+        answers = stage.meaning(*(self.grid_of(t) for t in stage.reads))
+        for t, array in zip(stage.outs, answers, strict=True):
+            shape = tuple(self.size(e) for e in t.shape)
+            self.arrays[t] = np.ascontiguousarray(array, dtype=numpy_dtype(t.dtype)).reshape(shape)
 
     def grid_of(self, t: Tensor) -> Array:
         if t not in self.arrays:

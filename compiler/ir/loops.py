@@ -171,14 +171,16 @@ def map_exprs(body: Iterable[Stmt], f: Callable[[Expr], Expr]) -> tuple[Stmt, ..
     return tuple(out)
 
 
-def substitute_stmts(body: Iterable[Stmt], mapping: Mapping[Expr, Expr]) -> tuple[Stmt, ...]:
-    """Replace axes by expressions; locals and inner axes are made anew, so that copies of a body do not share
-    them.
+def substitute_stmts(
+    body: Iterable[Stmt], mapping: Mapping[Expr, Expr], memory: Mapping[Buffer, Buffer] | None = None
+) -> tuple[Stmt, ...]:
+    """Replace axes by expressions, and buffers by those in `memory`; locals and inner axes are made anew, so
+    that copies of a body do not share them.
     """
     from fusile.ir.expr import axis as new_axis
 
     out: list[Stmt] = []
-    buffers: dict[Buffer, Buffer] = {}
+    buffers: dict[Buffer, Buffer] = dict(memory or {})
     changes: dict[Expr, Expr] = dict(mapping)
 
     def expr(e: Expr) -> Expr:
@@ -212,6 +214,11 @@ def substitute_stmts(body: Iterable[Stmt], mapping: Mapping[Expr, Expr]) -> tupl
     for s in body:
         out.append(visit(s))
     return tuple(out)
+
+
+def with_buffers(body: Iterable[Stmt], buffers: Mapping[Buffer, Buffer]) -> tuple[Stmt, ...]:
+    """The same statements on other memory; all else that they declare is made anew."""
+    return substitute_stmts(body, {}, buffers)
 
 
 def dims_of(body: Iterable[Stmt], buffers: Iterable[Buffer]) -> tuple[Dim, ...]:
@@ -263,6 +270,13 @@ def _buffer_text(b: Buffer, names: Names) -> str:
 
     constant = "constant " if b.constant else ""
     return f"{constant}{names.of(b)}: {b.dtype}[{', '.join(expr_text(n, names) for n in b.shape)}]"
+
+
+def body_text(body: Iterable[Stmt], indent: str, names: Names) -> list[str]:
+    """Statements line by line."""
+    lines: list[str] = []
+    _body_text(body, indent, names, lines)
+    return lines
 
 
 def _body_text(body: Iterable[Stmt], indent: str, outer: Names, lines: list[str]) -> None:

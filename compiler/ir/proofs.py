@@ -299,9 +299,9 @@ def compare(op: str, a: Expr, b: Expr) -> bool | None:
             return op == "ne"
         return None
     true_if = difference if op == "le" else add(difference, {(): -1})
-    if nonnegative(true_if):
+    if never_negative(true_if):
         return True
-    if positive(add({}, true_if, -1)):
+    if never_negative(add({(): -1}, true_if, -1)):
         return False
     return None
 

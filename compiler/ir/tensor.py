@@ -7,6 +7,7 @@ A program is a list of stages; each defines one tensor (or several) from others.
     Scatter   T = initial; for u in updates: T[index(u)] op= value(u)   (`scatter`)
     Branch    one of two programs, chosen when run                      (`control.branch`)
     Loop      a program repeated while a condition holds                (`control.loop`)
+    Extern    loops that are written out, for what the others cannot say (`fusile.ir.extern`)
 
 Extents are integers or symbolic expressions. A size that is known only when the model runs is a Dim with a
 definition in `Program.dim_definitions`. The functions here are the language in which `fusile.kernels` defines
@@ -44,6 +45,7 @@ from fusile.ir.expr import (
     select,
     substitute,
 )
+from fusile.ir.loops import Buffer, Stmt, dims_of
 from fusile.ir.types import I64, DType
 
 Shape = tuple[Expr, ...]
@@ -57,7 +59,7 @@ class Tensor:
 
     `data` is a thunk for a constant's numpy array (weights are read late, or never); `known` holds the
     elements, in row-major order, of a small tensor whose every element is an expression over dims (shape
-    arithmetic).
+    arithmetic). `unrounded` are the float32 values whose roundings to a 16-bit type these are.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Tensor:
     stage: Stage | None = None
     data: Callable[[], np.ndarray] | None = None
     known: tuple[Expr, ...] | None = None
+    unrounded: Tensor | None = None
     uid: int = field(default_factory=lambda: next(_serial))
 
     @property
@@ -253,7 +256,26 @@ class Loop:
         return frozenset([self.step, *(d for d, _, _ in self.moving)])
 
 
-Stage = Compute | Scan | Scatter | Branch | Loop
+@dataclass(frozen=True, eq=False, slots=True)
+class Extern:
+    """`outs` are what the loops `body` leave in memory: sorting, and searches that end when the data says.
+
+    `arrays` are the buffers that stand in the body for the outs and then for `reads`, in order. Every element
+    of the outs is written. Outermost loops whose iterations are provably independent run in parallel, as in
+    any kernel. `meaning` answers the outs' arrays, given those of the reads: the same in numpy, said in
+    another way.
+    """
+
+    outs: tuple[Tensor, ...]
+    reads: tuple[Tensor, ...]
+    arrays: tuple[Buffer, ...]
+    body: tuple[Stmt, ...]
+    meaning: Callable[..., Sequence[np.ndarray]]
+    origin: str = ""
+    op: str = ""
+
+
+Stage = Compute | Scan | Scatter | Branch | Loop | Extern
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -322,6 +344,9 @@ def stage_reads(stage: Stage) -> list[Tensor]:
                 scan_loads(s.body)
         case Branch() | Loop():
             found.update(dict.fromkeys((*stage.given, *(t for b in stage.bodies for t in b.captured))))
+
+        case Extern():
+            return list(dict.fromkeys(stage.reads))
     return list(found)
 
 
@@ -344,6 +369,8 @@ def stage_sizes(stage: Stage) -> set[Dim]:
             exprs += [] if stage.trip is None else [stage.trip]
             own = stage.local.union(stage.defines)
             return _dims_in(exprs).union(stage.body.program.parameters) - own
+        case Extern():
+            return {*dims_of(stage.body, stage.arrays)}
     return _dims_in(exprs)
 
 
@@ -608,6 +635,7 @@ __all__ = [
     "Const",
     "Dim",
     "DimDefinition",
+    "Extern",
     "Loop",
     "Program",
     "Requirement",

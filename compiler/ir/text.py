@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fusile.ir.expr import Axis, Dim
+from fusile.ir.loops import body_text
 from fusile.ir.names import Names, comment, expr_parts, expr_text, plain
-from fusile.ir.tensor import Body, Branch, Compute, Loop, Program, Scan, Scatter, Stage, Tensor
+from fusile.ir.tensor import Body, Branch, Compute, Extern, Loop, Program, Scan, Scatter, Stage, Tensor
 
 __all__ = ["expr_text", "program_text", "stage_text", "tensor_text"]
 
@@ -45,6 +46,8 @@ def stage_text(s: Stage, indent: str = "  ", names: Names | None = None) -> str:
             return _branch_text(s, indent, outer)
         case Loop():
             return _loop_text(s, indent, outer)
+        case Extern():
+            return _extern_text(s, indent, inner)
 
 
 def _compute_text(s: Compute, indent: str, names: Names) -> str:
@@ -104,6 +107,13 @@ def _body_text(body: Body, indent: str, names: Names) -> list[str]:
     for t, outside in zip(body.program.inputs[len(body.own) :], body.captured, strict=True):
         lines.append(f"{indent}  {inner.of(t)} = {names.of(outside)}")
     return [*lines, *(f"{indent}{line}" for line in _lines(body.program, inner))]
+
+
+def _extern_text(s: Extern, indent: str, names: Names) -> str:
+    lines = [f"{indent}extern {', '.join(tensor_text(t, names) for t in s.outs)}{_note(s.origin, s.op)}"]
+    for t, b in zip((*s.outs, *s.reads), s.arrays, strict=True):
+        lines.append(f"{indent}  {names.of(b)} is {names.of(t)}")
+    return "\n".join([*lines, *body_text(s.body, indent + "  ", names)])
 
 
 def program_text(p: Program) -> str:

@@ -15,6 +15,7 @@ from fusile.ir.tensor import (
     Branch,
     Compute,
     Dependences,
+    Extern,
     Loop,
     Program,
     Scan,
@@ -128,6 +129,8 @@ class _ProgramCheck:
                 self._scan(s, where)
             case Branch() | Loop():
                 self._control(s, where)
+            case Extern():
+                self._extern(s, where)
         for t in s.outs:
             if t in self.defined:
                 fail(where, f"{named(t.name)} is defined twice")
@@ -237,6 +240,27 @@ class _ProgramCheck:
                 fail(where, f"{len(s.initial)} states begin, {given} are handed over, {len(s.finals)} end")
             if s.trip is not None:
                 check_size(s.trip, self.dims, where)
+
+    def _extern(self, s: Extern, where: str) -> None:
+        """Each buffer of the body is as the tensor that it stands for, reads are not written, and the loops
+        are a kernel.
+        """
+        tensors = (*s.outs, *s.reads)
+        if len(s.arrays) != len(tensors):
+            fail(where, f"{len(s.arrays)} buffers stand for {len(tensors)} tensors")
+        for t, b in zip(tensors, s.arrays, strict=True):
+            if b.dtype is not t.dtype or len(b.shape) != t.rank or not all(map(same_size, b.shape, t.shape)):
+                fail(where, f"the buffer of {named(t.name)} is no buffer of {shown(t)}", shown(b))
+        for t in s.reads:
+            self._read(t, where)
+        changed = written(s.body) & set(s.arrays[len(s.outs) :])
+        if changed:
+            fail(where, f"{', '.join(sorted(named(b.name) for b in changed))} is read and written")
+        sizes = stage_sizes(s)
+        if sizes - self.dims:
+            fail(where, f"sizes that nothing defines: {', '.join(sorted(map(repr, sizes - self.dims)))}")
+        dims = tuple(sorted(sizes, key=lambda d: d.name))
+        verify_kernel(Kernel(where, s.arrays, dims, s.body))
 
     def _inner(self, t: Tensor, inner: set[Tensor], reads: set[Tensor], where: str) -> None:
         """What a step hands on is its own, or known to be read from outside."""

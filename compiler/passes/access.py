@@ -98,6 +98,21 @@ def index_cost(body: Expr) -> int:
     return total
 
 
+def read_depth(body: Expr) -> int:
+    """The longest chain of reads of an expression in which each stands in an index of the next."""
+    depth: dict[Expr, int] = {}
+    pending = [body]
+    while pending:
+        e = pending[-1]
+        waiting = [c for c in e.children if c not in depth]
+        if waiting:
+            pending.extend(waiting)
+            continue
+        pending.pop()
+        depth[e] = max((depth[c] for c in e.children), default=0) + isinstance(e, Load)
+    return depth[body]
+
+
 def has_guard(body: Expr) -> bool:
     return any(isinstance(n, Guard) for n in nodes(body))
 

@@ -12,11 +12,16 @@ from dataclasses import dataclass, field
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Expr, Load, Reduce, free, reduce_over, substitute
-from fusile.ir.tensor import Branch, Compute, Loop, Program, Scan, Scatter, Stage, Tensor, stage_reads
+from fusile.ir.tensor import Branch, Compute, Extern, Loop, Program, Scan, Scatter, Stage, Tensor, stage_reads
 from fusile.passes import access
 
 CHEAP = 4
 """Simple operations that are repeated rather than stored and loaded again."""
+
+MOST_REPEATED = 64
+"""Operations of a stage that reads nothing which are repeated in all its readers."""
+DEEPEST = 8
+"""Reads that stand in each other's indices; the work of compiling grows faster than their number."""
 
 
 @dataclass(slots=True)
@@ -116,6 +121,8 @@ def rewrite_reads(stage: Stage, bodies: dict[Tensor, Compute]) -> Stage:
             return Scan(
                 stage.time, stage.carried, body, stage.collected, stage.finals, stage.origin, stage.op
             )
+        case Extern():
+            return stage
 
 
 def refusal(stage: Compute, readers: list[Stage], same: Callable[[Stage, Stage], bool]) -> str | None:
@@ -128,15 +135,19 @@ def refusal(stage: Compute, readers: list[Stage], same: Callable[[Stage, Stage],
         if not same(stage, r):
             return "one kernel per operator at this level"
         if not isinstance(r, Compute):
+            if isinstance(r, Extern):
+                return "loops that are written out read it"
             if isinstance(r, Scan) and any(stage.out is c.initial for c in r.carried):
                 return "it is the initial state of a scan"
             if isinstance(r, (Branch, Loop)):
                 return "a program of its own reads it"
             if not access.is_view(stage):
                 return "a scan reads it at every step"
-    if not access.loads(stage.body):
-        return None
+    if access.read_depth(stage.body) > DEEPEST:
+        return f"it follows more than {DEEPEST} reads one after another"
     view = access.is_view(stage)
+    if not access.loads(stage.body) and access.cost(stage.body) <= MOST_REPEATED:
+        return None
     price, twisted = access.cost(stage.body), access.index_cost(stage.body)
     for r in readers:
         if isinstance(r, Compute):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from fusile.ir import index as ix
 from fusile.ir.expr import REDUCTIONS, Axis, Expr, Load, Reduce, apply, axis, const, load, substitute
 from fusile.ir.interpret import identity
-from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Stmt, Store, accesses, dims_of
-from fusile.ir.tensor import Compute, Scan, Scatter, Tensor, stage_reads
+from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Stmt, Store, accesses, dims_of, with_buffers
+from fusile.ir.tensor import Compute, Extern, Scan, Scatter, Tensor, stage_reads
 from fusile.ir.types import storage_bytes
 from fusile.passes import access
 from fusile.passes.fuse import Group
@@ -69,6 +69,8 @@ def lower(group: Group, name: str) -> Kernel:
         body = _scan(group.stages[0], memory)
     elif len(group.stages) == 1 and isinstance(group.stages[0], Scatter):
         body = _scatter(group.stages[0], memory)
+    elif len(group.stages) == 1 and isinstance(group.stages[0], Extern):
+        body = _extern(group.stages[0], memory)
     else:
         body = _nest(group, memory)
     params: dict[Buffer, None] = {}
@@ -79,7 +81,9 @@ def lower(group: Group, name: str) -> Kernel:
     tensors: dict[Buffer, Tensor] = {}
     for t, b in memory.buffers.items():
         tensors.setdefault(b, t)  # a tensor that lies where another goes comes after it
-    return Kernel(name, tuple(params), dims_of(body, params), body, origins, notes={"tensors": tensors})
+    as_written = any(isinstance(s, Extern) for s in group.stages)
+    notes = {"tensors": tensors, **({"as_written": True} if as_written else {})}
+    return Kernel(name, tuple(params), dims_of(body, params), body, origins, notes=notes)
 
 
 def _nest(group: Group, memory: _Memory) -> tuple[Stmt, ...]:
@@ -301,6 +305,12 @@ def _scatter(s: Scatter, memory: _Memory) -> tuple[Stmt, ...]:
         assert isinstance(at, Axis)
         update = [For(at, tuple(update))]
     return (*first, *update)
+
+
+def _extern(s: Extern, memory: _Memory) -> tuple[Stmt, ...]:
+    """The loops as they are, over the memory of the tensors."""
+    tensors = (*s.outs, *s.reads)
+    return with_buffers(s.body, {b: memory.of(t) for b, t in zip(s.arrays, tensors, strict=True)})
 
 
 def group_reads(group: Group) -> list[Tensor]:

@@ -98,7 +98,7 @@ class _Planner:
         program: Program,
         groups: Sequence[Group],
         lowered: Lowered,
-        inner: Inner,
+        inner: Inner | None,
         makes: frozenset[int],
     ) -> None:
         self.program = program
@@ -212,8 +212,10 @@ class _Planner:
     def _control(self, stage: Branch | Loop) -> None:
         for d in _by_name(stage_sizes(stage)):
             self._define(d)
+        assert self.inner is not None, "a program within a program needs a plan"
         makes = _made_by_bodies(stage)
-        plans = tuple(self.inner(b.program, made) for b, made in zip(stage.bodies, makes, strict=True))
+        inner = self.inner
+        plans = tuple(inner(b.program, made) for b, made in zip(stage.bodies, makes, strict=True))
         self.steps.append(Control(stage, plans))
         self.made.update(stage.outs)
 
@@ -462,11 +464,11 @@ def build_plan(
     program: Program,
     groups: Sequence[Group],
     lowered: Lowered,
-    inner: Inner,
+    inner: Inner | None = None,
     makes: frozenset[int] = frozenset(),
 ) -> Plan:
     """The plan of a grouped program; `lowered` gives the kernel variants of a group, `inner` the plan of a
-    program within it. `makes` are the outputs whose memory the plan makes.
+    program within it, where there is one. `makes` are the outputs whose memory the plan makes.
     """
     return _Planner(program, groups, lowered, inner, makes).build()
 

@@ -13,14 +13,15 @@ import numpy as np
 import onnx_ir as ir
 
 from fusile.dims import parse as parse_arithmetic
-from fusile.errors import Gap, InvalidModelError, UnsupportedError
+from fusile.errors import Gap, InvalidModelError, UnsettledError, UnsupportedError
 from fusile.graph.opsets import file_opset
 from fusile.ir import control
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Const, Dim, Expr, Guard, Load, Reduce, const, dim, nodes, substitute
 from fusile.ir.tensor import Body, Compute, Program, Scan, Tensor, as_shape, collect, compute, stage_reads
 from fusile.ir.types import BY_CODE
-from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsupported, call
+from fusile.kernels.precision import call_wide
+from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsettled, Unsupported
 
 MOST_KNOWN = 256
 """Tensors up to this many elements are followed as expressions over dims (shape arithmetic)."""
@@ -29,13 +30,19 @@ MOST_CONSTANT = 1024
 MOST_ASSUMED = 16
 """Walks over a graph, at most, to find out which conditions on sizes it takes for granted."""
 
-__all__ = ["defined", "infer", "lower", "parse_dim"]
+__all__ = ["defined", "infer", "lower", "parse_dim", "takes"]
 
 
 def defined(domain: str, name: str) -> bool:
     """Whether an operator has a definition."""
     _load_definitions()
     return (domain, name) in OPERATORS
+
+
+def takes(node: ir.Node) -> bool:
+    """Whether the tensor program defines a node, with the graphs inside it, on tensors of numbers."""
+    graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    return defined(node.domain, node.op_type) and all(takes(inner) for graph in graphs for inner in graph)
 
 
 def _load_definitions() -> None:
@@ -82,7 +89,8 @@ class _Lowering:
         model: ir.Model,
         graph: ir.Graph,
         parent: _Lowering | None = None,
-        assumed: Mapping[str, bool] | None = None,
+        assumed: Mapping[tuple[str, Expr], bool] | None = None,
+        seed: int = 0,
     ) -> None:
         self.model = model
         self.graph = graph
@@ -90,11 +98,16 @@ class _Lowering:
         self.tensors: dict[str, Tensor] = {}
         self.captured: dict[Tensor, Tensor] = {}
         self.gaps: list[Gap] = parent.gaps if parent is not None else []
-        self.ctx: Context = Context("", assumed=dict(assumed or {}) if parent is None else parent.ctx.assumed)
+        self.unsettled: list[str] = parent.unsettled if parent is not None else []
+        self.ctx: Context = Context("", seed, assumed=dict(assumed or {}))
+        if parent is not None:
+            self.ctx = Context("", parent.ctx.seed, assumed=parent.ctx.assumed)
 
     def run(self) -> Program:
         inputs = [self._input(v) for v in self.graph.inputs]
         outputs = self.walk(self.graph)
+        if self.gaps and len(self.unsettled) == len(self.gaps):
+            raise UnsettledError(self.gaps, filter(None, self.unsettled))
         if self.gaps:
             raise UnsupportedError(self.gaps)
         return self.program(inputs, outputs)
@@ -185,23 +198,19 @@ class _Lowering:
         where = (node.op_type, node.domain, str(node.name), file_opset(self.model, node.domain))
         inputs = [None if v is None else self.find(str(v.name)) for v in node.inputs]
         if definition is None:
-            self.gaps.append(
-                Gap(
-                    *where,
-                    "fusile has no definition of this operator",
-                    "Replace or decompose the node before export, or ask for the operator",
-                )
-            )
+            self.gaps.append(Gap(*where, *_undefined(node)))
             return
         if any(v is not None and t is None for v, t in zip(node.inputs, inputs, strict=True)):
             return  # downstream of a gap that is already listed
         self.ctx.site = str(node.name)
         try:
-            results = call(definition, self.ctx, inputs, self._attributes(node), len(node.outputs))
+            results = call_wide(definition, self.ctx, inputs, self._attributes(node), len(node.outputs))
         except _Behind:
             return
         except Unsupported as e:
             self.gaps.append(Gap(*where, e.reason, e.way_out))
+            if isinstance(e, Unsettled):
+                self.unsettled.append(e.value)
             return
         except (Malformed, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as e:
             if isinstance(e, Malformed):
@@ -287,6 +296,22 @@ class _Subgraph:
         if len(whole) < len(found):
             raise _Behind
         return whole
+
+
+def _undefined(node: ir.Node) -> tuple[str, str]:
+    """Why a node is no part of a tensor program, and what to do."""
+    from fusile.kernels import host  # noqa: F401  (fills the table)
+    from fusile.kernels.host.registry import HOST_OPERATORS
+
+    if (node.domain, node.op_type) in HOST_OPERATORS:
+        return (
+            "it runs in the host part of a process, which has no form here",
+            "Run the model with fusile.compile or fusile.InferenceSession",
+        )
+    return (
+        "fusile has no definition of this operator",
+        "Replace or decompose the node before export, or ask for the operator",
+    )
 
 
 def _copy(t: Tensor, name: str) -> Tensor:
@@ -399,35 +424,47 @@ def _element(body: Expr, mapping: Mapping[Expr, Expr]) -> Expr | None:
     return out
 
 
-def lower(model: ir.Model) -> Program:
-    """The tensor program of a canonical graph.
+def lower(model: ir.Model, seed: int = 0) -> Program:
+    """The tensor program of a canonical graph; `seed` is where random operators without a seed of their own
+    start.
 
     Where the ranks of what follows hang on a condition on sizes, the one under which the rest of the graph
-    has a meaning becomes a requirement. Raises UnsupportedError with every gap at once, InvalidModelError for
-    a node that cannot be.
+    has a meaning becomes a requirement. Raises UnsupportedError with every gap at once, UnsettledError where
+    all of them close once inputs are seen, InvalidModelError for a node that cannot be.
     """
     _load_definitions()
-    pending: list[dict[str, bool]] = [{}]
+    pending: list[dict[tuple[str, Expr], bool]] = [{}]
     made: list[Program] = []
     refusal: Exception | None = None
+    sites: dict[str, None] = {}
     for _ in range(MOST_ASSUMED):
         if not pending:
             break
         given = pending.pop()
-        walk = _Lowering(model, model.graph, assumed=given)
+        walk = _Lowering(model, model.graph, assumed=given, seed=seed)
         try:
             made.append(walk.run())
         except (InvalidModelError, UnsupportedError) as e:
             refusal = refusal or e
         assumed = walk.ctx.assumed
-        new = [site for site in assumed if site not in given]
-        for k, site in enumerate(new):
-            pending.append({**given, **{x: assumed[x] for x in new[:k]}, site: not assumed[site]})
-    if len(made) == 1 and not pending:
-        return made[0]
-    if refusal is not None and not made:
+        sites.update((site, None) for site, _ in assumed)
+        new = [key for key in assumed if key not in given]
+        for k, key in enumerate(new):
+            pending.append({**given, **{x: assumed[x] for x in new[:k]}, key: not assumed[key]})
+    if refusal is not None and not made and not pending:
         raise refusal
-    raise UnsupportedError([_ambiguous(model, site) for site in assumed])
+    for fitting in (made, [p for p in made if _ranks_as_declared(p, model)]):
+        if len(fitting) == 1 and not pending:
+            return fitting[0]
+    raise UnsettledError([_ambiguous(model, site) for site in sites], ())
+
+
+def _ranks_as_declared(program: Program, model: ir.Model) -> bool:
+    """Whether every output has as many dimensions as the model says, where it says it."""
+    return all(
+        v.shape is None or len(v.shape) == t.rank
+        for v, t in zip(model.graph.outputs, program.outputs, strict=True)
+    )
 
 
 def _ambiguous(model: ir.Model, site: str) -> Gap:
@@ -437,7 +474,7 @@ def _ambiguous(model: ir.Model, site: str) -> Gap:
         node.domain,
         site,
         file_opset(model, node.domain),
-        "its branches differ in the number of dimensions, and the rest of the model takes both",
+        "how many dimensions follow depends on a size, and the rest of the model takes several",
         "fix the sizes that it depends on by `--dims`",
     )
 

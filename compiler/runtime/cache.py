@@ -8,6 +8,7 @@ the process.
     <root>/<kind>/<key>/      one entry: its files and manifest.json (sizes, digests); the manifest's mtime is
                               the last use
     <root>/files/<identity>   content digest of a file that was hashed before (see `Cache.fingerprint`)
+    <root>/tidied             its time stamp says when all entries were last looked through
     <root>/tmp/               entries being written, entries being removed
 """
 
@@ -42,8 +43,11 @@ _HEAD = 4096
 _LIMIT_BYTES = 32 << 30  # beyond this, writing removes what was not used for longest
 _STALE_SECONDS = 24 * 3600.0
 _BUSY_SECONDS = 3600.0  # a younger draft may be somebody's who is still writing
+_TIDY_SECONDS = 600.0  # between two looks at all entries, unless much was written: a look costs their number
+_TIDY_SHARE = 64  # one part in so many of the limit is much
 _SETTLED_SECONDS = 1.0  # a file changed more recently may change again within its time stamp's granularity
 _MANIFEST = "manifest.json"
+_TIDIED = "tidied"
 _TRIES = 16
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -179,6 +183,7 @@ class Cache:
         """Removes everything; answers how many bytes of entries that were."""
         freed = sum(self._remove(entry.folder) * entry.bytes for entry in self._entries())
         shutil.rmtree(self.root / "files", ignore_errors=True)
+        (self.root / _TIDIED).unlink(missing_ok=True)
         self._sweep(_BUSY_SECONDS)
         return freed
 
@@ -256,8 +261,22 @@ class Cache:
             yield _Found(folder.parent.name, folder, size, used)
 
     def _tidy(self, keep: Path) -> None:
+        if not self._wants_tidying(keep):
+            return
         self._sweep(_STALE_SECONDS)
         self.prune(_LIMIT_BYTES, keep=keep)
+
+    def _wants_tidying(self, new: Path) -> bool:
+        """Whether to look at all entries, now that one was made. Notes the time if so."""
+        stamp = self.root / _TIDIED
+        with contextlib.suppress(OSError):
+            if 0 <= time.time() - stamp.stat().st_mtime < _TIDY_SECONDS:
+                size = sum(path.stat().st_size for path in new.iterdir())
+                if size < _LIMIT_BYTES // _TIDY_SHARE:
+                    return False
+        with contextlib.suppress(OSError):
+            stamp.touch(mode=0o600)
+        return True
 
     def _sweep(self, age: float) -> None:
         """Removes what interrupted processes left in tmp."""

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
+from fusile.dims import NAMELESS
 from fusile.errors import RunError, UsageError, show_name, show_names, show_word
 from fusile.ir.types import BY_CODE, numpy_dtype
 from fusile.runtime.dlpack import from_dlpack
@@ -62,7 +63,9 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a model says about itself."""
+    """What a model says about itself. `overridable` are the initialisers that it lists as inputs too: name,
+    type as ONNX calls it, shape.
+    """
 
     graph_name: str = ""
     producer_name: str = ""
@@ -71,6 +74,7 @@ class ModelInfo:
     graph_description: str = ""
     version: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
+    overridable: Sequence[tuple[str, str, Sequence[int]]] = ()
 
 
 Fault = Literal["count", "missing", "unknown", "kind", "dtype", "rank", "dims", "symbol"]
@@ -118,7 +122,8 @@ class Signature:
     def __init__(self, ports: Sequence[Port]) -> None:
         self.ports = tuple(ports)
         self.names = tuple(port.name for port in ports)
-        uses = Counter(dim for port in self.ports for dim in port.shape or () if isinstance(dim, str))
+        named = (dim for port in self.ports for dim in port.shape or () if isinstance(dim, str))
+        uses = Counter(dim for dim in named if dim not in NAMELESS)
         shared = frozenset(symbol for symbol, count in uses.items() if count > 1)
         self._rows = tuple(_row(port, shared) for port in ports)
 

@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,8 +22,11 @@ _MAGIC = b"FUSILEW1"
 
 
 @contextmanager
-def new_weights_file(path: Path, weights_bytes: int, layout_key: bytes) -> Iterator[int]:
-    """Makes a weights file of zeros and yields the address of its weights (64-byte aligned), to be filled.
+def new_weights_file(
+    path: Path, weights_bytes: int, layout_key: bytes
+) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Makes a weights file of zeros and yields the address of its weights (64-byte aligned), to be filled,
+    and a function that takes pages out of this process's memory: what was written to them is in the file.
 
     The address is valid within the `with` only; afterwards the file is complete. Raises OSError where the
     disk is full before anything is written through the address.
@@ -37,7 +40,7 @@ def new_weights_file(path: Path, weights_bytes: int, layout_key: bytes) -> Itera
         with mmap.mmap(file.fileno(), whole) as memory:
             anchor = ctypes.c_char.from_buffer(memory)
             try:
-                yield ctypes.addressof(anchor) + HEAD_BYTES
+                yield ctypes.addressof(anchor) + HEAD_BYTES, lambda: _release(memory)
             finally:
                 del anchor  # the map cannot be closed while something points into it
 
@@ -53,6 +56,11 @@ def check_weights_file(path: Path, weights_bytes: int, layout_key: bytes) -> Non
             why="it is damaged, or was packed for another build of the model",
             todo="Compile the model again",
         )
+
+
+def _release(memory: mmap.mmap) -> None:
+    if hasattr(mmap, "MADV_DONTNEED"):  # a shared map: dirty pages belong to the file
+        memory.madvise(mmap.MADV_DONTNEED)
 
 
 def _reserve(descriptor: int, size: int) -> None:

@@ -38,9 +38,10 @@ def schedule(kernel: Kernel) -> Kernel:
     enough."""
     steps: list[str] = []
     body = drop_units(kernel.body)
-    body = _panels(body, steps)
-    body = _improve(body, steps)
-    body = hoist(body, _may_be_empty)
+    if not kernel.notes.get("as_written"):
+        body = _panels(body, steps)
+        body = _improve(body, steps)
+        body = hoist(body, _may_be_empty)
     body = _parallel(body, steps)
     return kernel.with_body(body, "; ".join(dict.fromkeys(steps)))
 

@@ -12,7 +12,7 @@ from fusile.ir import index as ix
 from fusile.ir.expr import Const, Dim, Expr, apply, const
 from fusile.ir.tensor import Body, Tensor, compute, from_exprs
 from fusile.ir.types import BOOL, I64
-from fusile.kernels.registry import Context, Malformed, Subgraph, Unsupported, op
+from fusile.kernels.registry import Context, Malformed, Subgraph, Unsettled, op
 
 ENDLESS = 1 << 62
 """A bound of a loop from here on is no bound: exporters write the largest integer for none."""
@@ -20,7 +20,7 @@ ENDLESS = 1 << 62
 
 def _refusal(what: str) -> Exception:
     if "dimensions" in what:
-        return Unsupported(what, "Give both the same number of dimensions")
+        return Unsettled(what, "Give both the same number of dimensions")
     return Malformed(what)
 
 
@@ -31,7 +31,7 @@ def _truth(t: Tensor | None) -> bool | None:
     return bool(t.known[0].value)
 
 
-@op("If")
+@op("If", keeps_types=True)
 def if_(ctx: Context, condition: Tensor, *, then_branch: Subgraph, else_branch: Subgraph) -> Sequence[Tensor]:
     """The outputs of one of two graphs (ONNX If-25)."""
     if condition.dtype is not BOOL or ix.number(condition.size) != 1:
@@ -42,15 +42,13 @@ def if_(ctx: Context, condition: Tensor, *, then_branch: Subgraph, else_branch: 
     then, other = (g.trace((), lambda outer: ()) for g in (then_branch, else_branch))
     if condition.known is not None and control.unlike_ranks(then, other):
         (held,) = condition.known
-        chosen = ctx.assume(held)
-        ctx.require(held if chosen else apply("not", held), "a size decides which shapes follow, and differs")
-        return (then_branch if chosen else else_branch).inline(())
+        return (then_branch if ctx.assume(held) else else_branch).inline(())
     results, definitions = control.branch(ctx.site, condition, then, other, _refusal)
     ctx.dim_definitions.extend(definitions)
     return results
 
 
-@op("Loop")
+@op("Loop", keeps_types=True)
 def loop(
     ctx: Context,
     trip: Tensor | None = None,
@@ -84,7 +82,7 @@ def loop(
     return [*finals, *collected]
 
 
-@op("Scan")
+@op("Scan", keeps_types=True)
 def scan(
     ctx: Context,
     *inputs: Tensor,

@@ -299,7 +299,7 @@ def dtype_of(code: int) -> DType:
     return BY_CODE[code]
 
 
-@op("Cast")
+@op("Cast", keeps_types=True)
 def cast_(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
     if x.dtype.kind == "s":
         raise Unsupported("Cast from strings", "strings are not compiled")
@@ -311,12 +311,12 @@ def cast_(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> T
     return unary(x, lambda v: converted(v, kind, bool(saturate)), "cast")
 
 
-@op("CastLike")
+@op("CastLike", keeps_types=True)
 def cast_like(x: Tensor, target: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
     return cast_(x, to=target.dtype.code, saturate=saturate, round_mode=round_mode)
 
 
-@op("BitCast")
+@op("BitCast", keeps_types=True)
 def bit_cast(x: Tensor, *, to: int) -> Tensor:
     kind = dtype_of(to)
     if kind.bits != x.dtype.bits:
@@ -327,15 +327,6 @@ def bit_cast(x: Tensor, *, to: int) -> Tensor:
 @op("Identity")
 def identity(x: Tensor) -> Tensor:
     return x
-
-
-@op("Dropout")
-def dropout(
-    x: Tensor, ratio: Tensor | None = None, training: Tensor | None = None, *, seed: int = 0, outputs: int = 1
-) -> tuple[Tensor, ...]:
-    if training is not None and literal(training) != 0 and literal(ratio) != 0:
-        raise Unsupported("Dropout while training draws random numbers", "export the model for inference")
-    return (x, compute(x.shape, lambda *_: const(True, BOOL), name="mask"))[:outputs]
 
 
 def filled(shape: tuple[Expr, ...], value: float | bool, dtype: DType, name: str = "filled") -> Tensor:

@@ -11,7 +11,7 @@ from fusile.ir.expr import Expr, as_expr, cast, const, eq, inside, maximum, mini
 from fusile.ir.tensor import Tensor, compute, scan, scatter
 from fusile.ir.types import I64
 from fusile.kernels.families.elementwise import dtype_of, filled
-from fusile.kernels.registry import Context, Malformed, Unsupported, op
+from fusile.kernels.registry import Context, Malformed, Unsettled, op
 from fusile.kernels.shapes import checked_index, literal, normal_axis
 
 
@@ -42,7 +42,7 @@ def gather_elements(ctx: Context, x: Tensor, indices: Tensor, *, axis: int = 0) 
 def gather_nd(ctx: Context, x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
     depth = ix.number(indices.shape[-1]) if indices.rank else None
     if depth is None:
-        raise Unsupported("indices whose last dimension is not a constant", "fix the input by `--dims`")
+        raise Unsettled("indices whose last dimension is not a constant", "fix the input by `--dims`")
     if depth + batch_dims > x.rank:
         raise Malformed(
             f"indices of {depth} numbers into a tensor of rank {x.rank} with {batch_dims} batch dimensions"
@@ -86,7 +86,7 @@ def scatter_nd(
 ) -> Tensor:
     depth = ix.number(indices.shape[-1]) if indices.rank else None
     if depth is None:
-        raise Unsupported("indices whose last dimension is not a constant", "fix the input by `--dims`")
+        raise Unsettled("indices whose last dimension is not a constant", "fix the input by `--dims`")
     lead = indices.rank - 1
 
     def where(*u: Expr) -> Sequence[Expr]:
@@ -124,7 +124,7 @@ def tensor_scatter(
     return compute(past.shape, body, name="tensor_scatter")
 
 
-@op("OneHot")
+@op("OneHot", keeps_types=True)
 def one_hot(ctx: Context, indices: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1) -> Tensor:
     count = literal(depth)
     if count is not None:
@@ -143,7 +143,7 @@ def one_hot(ctx: Context, indices: Tensor, depth: Tensor, values: Tensor, *, axi
     return compute((*indices.shape[:at], n, *indices.shape[at:]), body, name="one_hot")
 
 
-@op("EyeLike")
+@op("EyeLike", keeps_types=True)
 def eye_like(x: Tensor, *, dtype: int | None = None, k: int = 0) -> Tensor:
     kind = x.dtype if dtype is None else dtype_of(dtype)
     if x.rank != 2:

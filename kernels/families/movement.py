@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from fusile.ir import index as ix
-from fusile.ir.expr import Expr, apply, as_expr, const, eq, inside, maximum, minimum, select
+from fusile.ir.expr import Const, Expr, apply, as_expr, const, eq, inside, maximum, minimum, ne, select
 from fusile.ir.tensor import Shape, Tensor, compute, from_exprs
 from fusile.ir.types import I64
-from fusile.kernels.registry import Context, Malformed, Unsupported, op
+from fusile.kernels.late import is_late, late_axes, named, with_ones, without
+from fusile.kernels.registry import Context, Malformed, op
 from fusile.kernels.shapes import broadcast, broadcast_read, normal_axes, normal_axis, reshaped
 
 _FAR = 10**9
@@ -90,14 +91,21 @@ def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
     return reshaped(x, (ix.product(x.shape[:at]), ix.product(x.shape[at:])), "flatten")
 
 
+def _is_one(ctx: Context, n: Expr) -> bool:
+    """Whether a dimension goes because its size is 1; for a symbol as the rest of the model asks."""
+    known = ix.number(n)
+    return ctx.assume(eq(n, 1), usually=False) if known is None else known == 1
+
+
 @op("Squeeze")
 def squeeze(ctx: Context, x: Tensor, axes: Tensor | None = None) -> Tensor:
     if axes is None:
-        unknown = [n for n in x.shape if ix.number(n) is None]
-        if unknown:
-            reason = f"which dimensions are dropped depends on whether {unknown[0]} is 1"
-            raise Unsupported(reason, "fix the size by `--dims`, or name the axes in the model")
-        drop: tuple[int, ...] = tuple(k for k, n in enumerate(x.shape) if ix.number(n) == 1)
+        drop = tuple(k for k, n in enumerate(x.shape) if _is_one(ctx, n))
+    elif is_late(axes):
+        flags = named(ctx, axes, x.rank)
+        for f, n in zip(flags, x.shape, strict=True):
+            ctx.require(eq(select(f, n, const(1)), 1), f"a dimension of the size {n} cannot be dropped")
+        return reshaped(x, without(ctx, x.shape, flags, len(ctx.values(axes))), "squeeze")
     else:
         drop = normal_axes(ctx.numbers(axes, "the list of axes"), x.rank)
     for k in drop:
@@ -115,6 +123,9 @@ def squeeze(ctx: Context, x: Tensor, axes: Tensor | None = None) -> Tensor:
 
 @op("Unsqueeze")
 def unsqueeze(ctx: Context, x: Tensor, axes: Tensor) -> Tensor:
+    if is_late(axes):
+        flags = named(ctx, axes, x.rank + len(ctx.values(axes)))
+        return reshaped(x, with_ones(ctx, x.shape, flags), "unsqueeze")
     given = ctx.numbers(axes, "the list of axes")
     rank = x.rank + len(given)
     new = normal_axes(given, rank)
@@ -217,6 +228,8 @@ def slice_(
     steps: Tensor | None = None,
 ) -> Tensor:
     first, last = ctx.values(starts), ctx.values(ends)
+    if is_late(axes) or is_late(steps):
+        return _sliced_late(ctx, x, first, last, axes, steps)
     where = ctx.numbers(axes, "the list of axes") if axes is not None else tuple(range(len(first)))
     by = ctx.numbers(steps, "the list of steps") if steps is not None else (1,) * len(first)
     if not len(first) == len(last) == len(where) == len(by):
@@ -231,6 +244,45 @@ def slice_(
     return compute(
         extents, lambda *i: x[tuple(cut[k][0] + i[k] * cut[k][1] for k in range(x.rank))], name="slice"
     )
+
+
+def _sliced_late(
+    ctx: Context,
+    x: Tensor,
+    first: Sequence[Expr],
+    last: Sequence[Expr],
+    axes: Tensor | None,
+    steps: Tensor | None,
+) -> Tensor:
+    """A slice whose axes or steps only the run knows."""
+    at = [const(k) for k in range(len(first))] if axes is None else late_axes(ctx, axes, x.rank)
+    by = [const(1) for _ in first] if steps is None else list(ctx.values(steps))
+    if not len(first) == len(last) == len(at) == len(by):
+        raise Malformed("starts, ends, axes and steps differ in length")
+    cut = []
+    for k, n in enumerate(x.shape):
+        begin, end, step, touched = as_expr(0), n, as_expr(1), False
+        for a, b, axis, s in zip(first, last, at, by, strict=True):
+            mine = eq(axis, k)
+            if not (isinstance(mine, Const) and not mine.value):
+                begin, end, step = select(mine, a, begin), select(mine, b, end), select(mine, s, step)
+                touched = True
+        cut.append(_bounds_late(ctx, begin, end, step, n) if touched else (as_expr(0), as_expr(1), n))
+    return compute(
+        [count for _, _, count in cut],
+        lambda *i: x[tuple(begin + j * step for j, (begin, step, _) in zip(i, cut, strict=True))],
+        name="slice",
+    )
+
+
+def _bounds_late(ctx: Context, start: Expr, end: Expr, step: Expr, n: Expr) -> tuple[Expr, Expr, Expr]:
+    """`_bounds` for a step that only the run knows."""
+    ctx.require(ne(step, 0), "the step of a slice is 0")
+    low, high = select(step < 0, const(-1), const(0)), select(step < 0, n - 1, n)
+    first, last = _clamped(start, n, low, high), _clamped(end, n, low, high)
+    way = select(step < 0, const(-1), const(1))
+    count = maximum(ix.ceil_div((last - first) * way, maximum(step * way, as_expr(1))), as_expr(0))
+    return first, step, ctx.size(count, "slice")
 
 
 def _bounds(start: Expr, end: Expr, step: int, n: Expr) -> tuple[Expr, Expr, Expr]:
@@ -338,11 +390,29 @@ def pad(
     mode: str = "constant",
 ) -> Tensor:
     given = ctx.values(pads)
+    if axes is not None and is_late(axes):
+        at = late_axes(ctx, axes, x.rank)
+        if len(given) != 2 * len(at):
+            raise Malformed(f"{len(given)} pads for {len(at)} axes")
+        sides = (given[: len(at)], given[len(at) :])
+        spread = [
+            sum((select(eq(a, k), p, const(0)) for a, p in zip(at, side, strict=True)), as_expr(0))
+            for side in sides
+            for k in range(x.rank)
+        ]
+        return _padded(ctx, x, spread, range(x.rank), value, mode)
     where = (
         range(x.rank)
         if axes is None
         else [normal_axis(a, x.rank) for a in ctx.numbers(axes, "the list of axes")]
     )
+    return _padded(ctx, x, given, where, value, mode)
+
+
+def _padded(
+    ctx: Context, x: Tensor, given: Sequence[Expr], where: Sequence[int], value: Tensor | None, mode: str
+) -> Tensor:
+    """x with the given pads, those at the beginnings first, on some dimensions."""
     if len(given) != 2 * len(where):
         raise Malformed(f"{len(given)} pads for {len(where)} axes")
     low = {k: given[j] for j, k in enumerate(where)}
@@ -379,7 +449,7 @@ def _reflected(mode: str, at: Expr, n: Expr, low: Expr, high: Expr) -> Expr:
                 return back if before is not None and before <= 0 else select(at < 0, -at, back)
             turn = apply("mod", at, maximum((n - 1) * 2, as_expr(1)))
             return select(turn < n, turn, (n - 1) * 2 - turn)
-    raise Unsupported(f"Pad with mode {mode!r}")
+    raise Malformed(f"Pad with mode {mode!r}")
 
 
 @op("CenterCropPad")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Expr, apply, cast, const, eq, select
 from fusile.ir.tensor import Tensor, compute, reduce_sum
-from fusile.ir.types import BY_CODE, F32, DType
+from fusile.ir.types import BY_CODE, F32, F64, DType
 from fusile.kernels.families.elementwise import unary
 from fusile.kernels.families.reduction import averaged, mean, reduced
 from fusile.kernels.registry import Malformed, op
@@ -16,6 +16,11 @@ from fusile.kernels.shapes import broadcast_read, normal_axes, normal_axis, padd
 
 def _as(x: Tensor, kind: DType) -> Tensor:
     return x if x.dtype is kind else unary(x, lambda v: cast(v, kind), "cast")
+
+
+def _wide(kind: DType) -> DType:
+    """The type in which values of a float type are summed."""
+    return F32 if kind.bits < 32 else kind
 
 
 def _inverse_root(variance: Tensor, epsilon: float) -> Tensor:
@@ -33,15 +38,25 @@ def moments(x: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
     return middle, mean(centred, axes, keep=True, of=lambda v: v * v, name="variance")
 
 
+def _of_sum(x: Tensor, axes: Sequence[int], f: Callable[[Expr], Expr]) -> Callable[[Expr], Expr]:
+    """f of the mean that a sum over axes of x makes, in float64: there is one for many elements, all of which
+    its rounding errors would move.
+    """
+    mean_of = averaged([x.shape[k] for k in axes])
+    return lambda v: cast(f(mean_of(cast(v, F64))), v.dtype)
+
+
 def standardised(x: Tensor, axes: Sequence[int], epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
     """(x - mean) / sqrt(variance + epsilon) over axes; also the mean and 1 / the root."""
-    middle, variance = moments(x, axes)
-    inverse = _inverse_root(variance, epsilon)
+    middle = unary(reduced(x, axes, "sum", keep=True, name="sum"), _of_sum(x, axes, lambda v: v), "mean")
+    centred = compute(x.shape, lambda *i: x[i] - middle[_kept(i, axes)], name="centred")
+    squares = reduced(centred, axes, "sum", keep=True, of=lambda v: v * v, name="squares")
+    inverse = unary(squares, _of_sum(x, axes, lambda v: 1 / apply("sqrt", v + epsilon)), "inverse")
     y = compute(x.shape, lambda *i: (x[i] - middle[_kept(i, axes)]) * inverse[_kept(i, axes)], name="normal")
     return y, middle, inverse
 
 
-@op("BatchNormalization")
+@op("BatchNormalization", keeps_types=True)
 def batch_normalization(
     x: Tensor,
     scale: Tensor,
@@ -62,7 +77,7 @@ def batch_normalization(
 def _affine(
     x: Tensor, scale: Tensor, bias: Tensor, middle: Tensor, variance: Tensor, epsilon: float
 ) -> Tensor:
-    kind = scale.dtype if scale.dtype.bits >= x.dtype.bits else x.dtype
+    kind = _wide(scale.dtype if scale.dtype.bits >= x.dtype.bits else x.dtype)
     scale, bias, middle, variance = (_as(t, kind) for t in (scale, bias, middle, variance))
     factor = compute(scale.shape, lambda c: scale[c] / apply("sqrt", variance[c] + epsilon), name="factor")
     shift = compute(scale.shape, lambda c: bias[c] - middle[c] * factor[c], name="shift")
@@ -83,7 +98,8 @@ def _batch_statistics(
     epsilon: float,
     momentum: float,
 ) -> tuple[Tensor, ...]:
-    wide = _as(x, running_mean.dtype)
+    kind = running_mean.dtype
+    wide = _as(x, _wide(kind))
     axes = [k for k in range(x.rank) if k != 1]
     middle, variance = moments(wide, axes)
 
@@ -95,7 +111,10 @@ def _batch_statistics(
         )
 
     def mixed(old: Tensor, new: Tensor) -> Tensor:
-        return compute(scale.shape, lambda c: old[c] * momentum + new[c] * (1.0 - momentum), name="running")
+        def body(c: Expr) -> Expr:
+            return cast(cast(old[c], _wide(kind)) * momentum + new[c] * (1.0 - momentum), kind)
+
+        return compute(scale.shape, body, name="running")
 
     now = channel(middle), channel(variance)
     y = _affine(x, scale, bias, *now, epsilon)
@@ -108,7 +127,7 @@ def instance_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: f
     return compute(x.shape, lambda *i: y[i] * scale[i[1]] + bias[i[1]], name="instance_norm")
 
 
-@op("LayerNormalization")
+@op("LayerNormalization", keeps_types=True)
 def layer_normalization(
     x: Tensor,
     scale: Tensor,
@@ -130,12 +149,12 @@ def layer_normalization(
 
 
 def _stash(x: Tensor, code: int) -> DType:
-    """The type in which statistics are worked out: the asked one, unless the input is finer."""
-    kind = BY_CODE.get(code, F32)
+    """The type in which statistics are worked out: the asked one, unless the input or float32 is finer."""
+    kind = _wide(BY_CODE.get(code, F32))
     return kind if kind.bits > x.dtype.bits else x.dtype
 
 
-@op("RMSNormalization")
+@op("RMSNormalization", keeps_types=True)
 def rms_normalization(
     x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
 ) -> Tensor:
@@ -149,7 +168,7 @@ def rms_normalization(
     return compute(x.shape, body, name="rms_norm")
 
 
-@op("GroupNormalization")
+@op("GroupNormalization", keeps_types=True)
 def group_normalization(
     x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
 ) -> Tensor:

@@ -257,7 +257,7 @@ def col_to_im(
 ) -> Tensor:
     """Overlapping columns [n, c * block, positions] summed into an image [n, c, …]."""
     space = tuple(ctx.extent(v) for v in ctx.values(image_shape))
-    block = ctx.numbers(block_shape, "the block's shape")
+    block = tuple(ctx.extent(v) for v in ctx.values(block_shape))
     slide = window(space, block, strides=strides, dilations=dilations, pads=pads, auto_pad="NOTSET")
     area = ix.product(block)
 
@@ -268,7 +268,7 @@ def col_to_im(
             test = inside(*zip(where, slide.out, strict=True))
             for a, step in zip(at, slide.strides, strict=True):
                 test = test & eq(a % step, 0)
-            row = c * area + flat_index(r, tuple(const(b) for b in block))
+            row = c * area + flat_index(r, block)
             return select(test, x[n, row, flat_index(where, slide.out)], const(0, x.dtype))
 
         return reduction("sum", block, element)

@@ -61,7 +61,7 @@ def _axis(x: Tensor, scale: Tensor, axis: int) -> int:
     return 0 if single else normal_axis(axis, x.rank)
 
 
-@op("QuantizeLinear")
+@op("QuantizeLinear", keeps_types=True)
 def quantize_linear(
     x: Tensor,
     scale: Tensor,
@@ -89,7 +89,7 @@ def quantize_linear(
     return compute(x.shape, body, name="quantize")
 
 
-@op("DequantizeLinear")
+@op("DequantizeLinear", keeps_types=True)
 def dequantize_linear(
     x: Tensor,
     scale: Tensor,
@@ -101,15 +101,16 @@ def dequantize_linear(
 ) -> Tensor:
     to = dtype_of(output_dtype) if output_dtype else scale.dtype
     at = _axis(x, scale, axis)
+    inner = scale.dtype if scale.dtype.bits >= 32 else F32
 
     def body(*i: Expr) -> Expr:
         shift = None if zero_point is None else parameter(zero_point, i, at, block_size)
         if x.dtype.is_int:
-            v = cast(_centred(x[i], shift), scale.dtype)
+            v = cast(_centred(x[i], shift), inner)
         else:
-            v = cast(x[i], scale.dtype)
-            v = v if shift is None else v - cast(shift, scale.dtype)
-        return cast(v * parameter(scale, i, at, block_size), to)
+            v = cast(x[i], inner)
+            v = v if shift is None else v - cast(shift, inner)
+        return cast(v * cast(parameter(scale, i, at, block_size), inner), to)
 
     return compute(x.shape, body, name="dequantize")
 

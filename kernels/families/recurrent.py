@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fusile.ir.expr import Expr, apply, cast, const, maximum, minimum, select
 from fusile.ir.tensor import Tensor, compute, reduce_sum, scan
-from fusile.ir.types import I64
+from fusile.ir.types import I64, DType
 from fusile.kernels.families import activation
 from fusile.kernels.families.elementwise import filled
 from fusile.kernels.registry import Malformed, Unsupported, op
@@ -32,7 +32,7 @@ _ACTIVATIONS: dict[str, tuple[int, Callable[..., Expr], tuple[float, ...]]] = {
 """Per activation: how many of alpha and beta it takes, its meaning, its defaults."""
 
 
-def _activations(
+def bound_activations(
     names: Sequence[str], alphas: Sequence[float], betas: Sequence[float], directions: int, each: int
 ) -> list[list[Activation]]:
     """The functions of every direction; alphas and betas are handed out in order to those that take them."""
@@ -72,6 +72,11 @@ class Layer:
     functions: list[Activation]
     clip: float | None
 
+    @property
+    def kind(self) -> DType:
+        """The type of the state."""
+        return self.w.dtype
+
     def position(self, time: Expr, batch: Expr) -> Expr:
         """The time that step `time` works on; a reversed sequence starts at its own end."""
         if not self.reverse:
@@ -104,6 +109,10 @@ class Layer:
         assert self.b is not None
         return self.b[self.direction, j + self.hidden * gates]
 
+    def joined(self, given: Expr, back: Expr, row: Expr) -> Expr:
+        """What the input and the state give a gate row together."""
+        return given + back
+
     def clipped(self, v: Expr) -> Expr:
         return v if self.clip is None else minimum(maximum(v, -self.clip), self.clip)
 
@@ -118,7 +127,7 @@ class Layer:
     def state(self, given: Tensor | None, layout: int) -> Tensor:
         """The initial state of this direction, zero where none is given."""
         if given is None:
-            return filled((self.batch, self.hidden), 0, self.w.dtype, "zero")
+            return filled((self.batch, self.hidden), 0, self.kind, "zero")
         d = const(self.direction)
         return compute(
             (self.batch, self.hidden), lambda n, j: given[(n, d, j) if layout else (d, n, j)], name="initial"
@@ -136,7 +145,7 @@ class Layer:
         )
 
 
-def _layers(
+def layers_of(
     x: Tensor,
     w: Tensor,
     r: Tensor,
@@ -162,7 +171,7 @@ def _layers(
     ]
 
 
-def _sequence(layers: Sequence[Layer], rows: Sequence[Tensor], layout: int) -> Tensor:
+def sequence_of(layers: Sequence[Layer], rows: Sequence[Tensor], layout: int) -> Tensor:
     """Y out of what the scans collected: [time, directions, batch, hidden], or with the batch first."""
     top = layers[0]
 
@@ -182,7 +191,7 @@ def _sequence(layers: Sequence[Layer], rows: Sequence[Tensor], layout: int) -> T
     return compute(shape, body, name="sequence")
 
 
-def _last(layers: Sequence[Layer], finals: Sequence[Tensor], layout: int) -> Tensor:
+def last_of(layers: Sequence[Layer], finals: Sequence[Tensor], layout: int) -> Tensor:
     top = layers[0]
 
     def body(*i: Expr) -> Expr:
@@ -194,7 +203,7 @@ def _last(layers: Sequence[Layer], finals: Sequence[Tensor], layout: int) -> Ten
     return compute(shape, body, name="last")
 
 
-def _directions(direction: str) -> int:
+def direction_count(direction: str) -> int:
     if direction not in ("forward", "reverse", "bidirectional"):
         raise Malformed(f"the direction {direction!r}")
     return 2 if direction == "bidirectional" else 1
@@ -219,13 +228,15 @@ def rnn(
     direction: str = "forward",
     layout: int = 0,
 ) -> tuple[Tensor, ...]:
-    count = _directions(direction)
-    functions = _activations(activations or ("Tanh",) * count, activation_alpha, activation_beta, count, 1)
-    layers = _layers(
+    count = direction_count(direction)
+    functions = bound_activations(
+        activations or ("Tanh",) * count, activation_alpha, activation_beta, count, 1
+    )
+    layers = layers_of(
         x, w, r, b, sequence_lens, direction=direction, layout=layout, clip=clip, functions=functions
     )
     done = [_rnn(layer, initial_h, layout) for layer in layers]
-    return _sequence(layers, [d[0] for d in done], layout), _last(layers, [d[1] for d in done], layout)
+    return sequence_of(layers, [d[0] for d in done], layout), last_of(layers, [d[1] for d in done], layout)
 
 
 def _rnn(layer: Layer, initial: Tensor | None, layout: int) -> tuple[Tensor, Tensor]:
@@ -267,15 +278,15 @@ def gru(
     layout: int = 0,
     linear_before_reset: int = 0,
 ) -> tuple[Tensor, ...]:
-    count = _directions(direction)
-    functions = _activations(
+    count = direction_count(direction)
+    functions = bound_activations(
         activations or ("Sigmoid", "Tanh") * count, activation_alpha, activation_beta, count, 2
     )
-    layers = _layers(
+    layers = layers_of(
         x, w, r, b, sequence_lens, direction=direction, layout=layout, clip=clip, functions=functions
     )
     done = [_gru(layer, initial_h, layout, bool(linear_before_reset)) for layer in layers]
-    return _sequence(layers, [d[0] for d in done], layout), _last(layers, [d[1] for d in done], layout)
+    return sequence_of(layers, [d[0] for d in done], layout), last_of(layers, [d[1] for d in done], layout)
 
 
 def _gru(layer: Layer, initial: Tensor | None, layout: int, linear: bool) -> tuple[Tensor, Tensor]:
@@ -350,19 +361,19 @@ def lstm(
     input_forget: int = 0,
     layout: int = 0,
 ) -> tuple[Tensor, ...]:
-    count = _directions(direction)
-    functions = _activations(
+    count = direction_count(direction)
+    functions = bound_activations(
         activations or ("Sigmoid", "Tanh", "Tanh") * count, activation_alpha, activation_beta, count, 3
     )
-    layers = _layers(
+    layers = layers_of(
         x, w, r, b, sequence_lens, direction=direction, layout=layout, clip=clip, functions=functions
     )
-    done = [_lstm(layer, initial_h, initial_c, p, layout, bool(input_forget)) for layer in layers]
-    finals = [_last(layers, [d[k] for d in done], layout) for k in (1, 2)]
-    return _sequence(layers, [d[0] for d in done], layout), *finals
+    done = [lstm_of(layer, initial_h, initial_c, p, layout, bool(input_forget)) for layer in layers]
+    finals = [last_of(layers, [d[k] for d in done], layout) for k in (1, 2)]
+    return sequence_of(layers, [d[0] for d in done], layout), *finals
 
 
-def _lstm(
+def lstm_of(
     layer: Layer,
     initial_h: Tensor | None,
     initial_c: Tensor | None,
@@ -383,7 +394,8 @@ def _lstm(
         back = layer.recurrent(h, hidden * 4)
 
         def gate(n: Expr, j: Expr, k: int, seen: Expr | None) -> Expr:
-            v = given[layer.position(time, n), n, j + hidden * k] + back[n, j + hidden * k]
+            row = j + hidden * k
+            v = layer.joined(given[layer.position(time, n), n, row], back[n, row], row)
             return layer.clipped(v if seen is None else v + seen)
 
         def cell(n: Expr, j: Expr) -> Expr:

@@ -9,9 +9,17 @@ from fusile.ir import index as ix
 from fusile.ir.expr import Expr, apply, cast, const, eq, logical_not, select
 from fusile.ir.interpret import identity
 from fusile.ir.tensor import Tensor, compute, reduction, scan
+from fusile.ir.types import BF16
 from fusile.kernels.families.elementwise import filled, unary
+from fusile.kernels.late import around, is_late, late_axes, reduced_along
 from fusile.kernels.registry import Context, op
-from fusile.kernels.shapes import normal_axes, normal_axis
+from fusile.kernels.shapes import normal_axes, normal_axis, reshaped
+
+MOST_STEPWISE = 8
+"""A softmax over up to this many bfloat16 numbers rounds its sum after each addition, as the standard's
+reference does. Over many that would lose the sum altogether: it does not grow beyond 256 times its largest
+term. There, and in float16, sums are float32.
+"""
 
 
 def reduced(
@@ -136,6 +144,8 @@ def _register(name: str, f: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -
         keepdims: int = 1,
         noop_with_empty_axes: int = 0,
     ) -> Tensor:
+        if axes is not None and is_late(axes):
+            return reduced_along(ctx, x, axes, bool(keepdims), f)
         over = _axes(ctx, x, axes, noop_with_empty_axes)
         if not over:
             return unary(x, _ELEMENTWISE[name], "reduce") if name in _ELEMENTWISE else x
@@ -187,17 +197,37 @@ def _along(t: Tensor, i: Sequence[Expr], axis: int) -> Expr:
     return t[(*i[:axis], const(0), *i[axis + 1 :])]
 
 
-def softmax_over(x: Tensor, axis: int) -> Tensor:
+def softmax_over(ctx: Context, x: Tensor, axis: int) -> Tensor:
     """exp(x - max) / sum, as four stages."""
     top = reduced(x, [axis], "max", keep=True, name="max")
-    e = compute(x.shape, lambda *i: apply("exp", x[i] - _along(top, i, axis)), name="exp")
-    total = reduced(e, [axis], "sum", keep=True, name="sum")
-    return compute(x.shape, lambda *i: e[i] / _along(total, i, axis), name="softmax")
+
+    def power(*i: Expr) -> Expr:
+        return ctx.rounded(apply("exp", ctx.rounded(x[i] - _along(top, i, axis))))
+
+    e = compute(x.shape, power, name="exp")
+    n = ix.number(x.shape[axis])
+    if ctx.half is BF16 and n is not None and n <= MOST_STEPWISE:
+        total = _stepwise(ctx, e, axis, n)
+    else:
+        total = reduced(e, [axis], "sum", keep=True, name="sum")
+    return compute(x.shape, lambda *i: e[i] / ctx.rounded(_along(total, i, axis)), name="softmax")
+
+
+def _stepwise(ctx: Context, x: Tensor, axis: int, n: int) -> Tensor:
+    """The sum of n elements along an axis, rounded after each addition."""
+
+    def body(*i: Expr) -> Expr:
+        out = x[(*i[:axis], const(0), *i[axis + 1 :])] if n else const(0, x.dtype)
+        for k in range(1, n):
+            out = ctx.rounded(out + x[(*i[:axis], const(k), *i[axis + 1 :])])
+        return out
+
+    return compute((*x.shape[:axis], const(1), *x.shape[axis + 1 :]), body, name="sum")
 
 
 @op("Softmax")
-def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
-    return softmax_over(x, normal_axis(axis, x.rank))
+def softmax(ctx: Context, x: Tensor, *, axis: int = -1) -> Tensor:
+    return softmax_over(ctx, x, normal_axis(axis, x.rank))
 
 
 @op("LogSoftmax")
@@ -254,13 +284,20 @@ def running(x: Tensor, axis: int, kind: str, *, exclusive: bool, reverse: bool) 
     return stacked if axis == 0 and not reverse else compute(x.shape, place, name="cum" + kind)
 
 
+def _cumulated(ctx: Context, x: Tensor, axis: Tensor, kind: str, exclusive: bool, reverse: bool) -> Tensor:
+    if not is_late(axis):
+        (at,) = ctx.numbers(axis, "the axis")
+        return running(x, normal_axis(at, x.rank), kind, exclusive=exclusive, reverse=reverse)
+    (late,) = late_axes(ctx, axis, x.rank)
+    flat = reshaped(x, around(ctx, x.shape, late))
+    return reshaped(running(flat, 1, kind, exclusive=exclusive, reverse=reverse), x.shape)
+
+
 @op("CumSum")
 def cum_sum(ctx: Context, x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
-    (at,) = ctx.numbers(axis, "the axis")
-    return running(x, normal_axis(at, x.rank), "sum", exclusive=bool(exclusive), reverse=bool(reverse))
+    return _cumulated(ctx, x, axis, "sum", bool(exclusive), bool(reverse))
 
 
 @op("CumProd")
 def cum_prod(ctx: Context, x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
-    (at,) = ctx.numbers(axis, "the axis")
-    return running(x, normal_axis(at, x.rank), "prod", exclusive=bool(exclusive), reverse=bool(reverse))
+    return _cumulated(ctx, x, axis, "prod", bool(exclusive), bool(reverse))

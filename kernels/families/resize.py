@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusile.ir import index as ix
-from fusile.ir.expr import Expr, apply, cast, const, maximum, minimum, select
+from fusile.ir.expr import Const, Expr, apply, cast, const, eq, inside, maximum, minimum, select
 from fusile.ir.tensor import Tensor, compute, constant, reduce_sum
-from fusile.ir.types import F32, I64, numpy_dtype
-from fusile.kernels.registry import Context, Malformed, Unsupported, op
+from fusile.ir.types import F32, F64, I64, numpy_dtype
+from fusile.kernels.registry import Context, Malformed, op
 from fusile.kernels.shapes import MOST_TABULATED, normal_axis
 
 
@@ -41,15 +41,32 @@ class Axis:
     new: Expr
     scale: float | None
     scale_when_run: Expr | None
-    region: tuple[float, float]
+    region: tuple[Expr, Expr]
 
     @property
     def fixed(self) -> tuple[int, int, float] | None:
-        """(old size, new size, scale), where all are numbers."""
+        """(old size, new size, scale), where all are numbers, and the region too."""
         old, new = ix.number(self.old), ix.number(self.new)
-        if old is None or new is None or max(old, new) > MOST_TABULATED:
+        if old is None or new is None or max(old, new) > MOST_TABULATED or self.scale_when_run is not None:
+            return None
+        if not all(isinstance(r, Const) for r in self.region):
             return None
         return old, new, self.scale if self.scale is not None else new / max(old, 1)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The region, where it is `fixed`."""
+        first, last = (float(r.value) for r in self.region if isinstance(r, Const))
+        return first, last
+
+    @property
+    def factor(self) -> Expr:
+        """Output per input."""
+        if self.scale is not None:
+            return const(self.scale, F32)
+        if self.scale_when_run is not None:
+            return self.scale_when_run
+        return cast(self.new, F32) / cast(self.old, F32)
 
 
 def _coordinates(plan: Plan, old: int, new: int, scale: float, region: tuple[float, float]) -> np.ndarray:
@@ -82,11 +99,7 @@ def _coordinate(plan: Plan, axis: Axis, i: Expr) -> Expr:
     """The same as an expression, for sizes that are symbols."""
     at = cast(i, F32)
     old, new = cast(axis.old, F32), cast(axis.new, F32)
-    scale = axis.scale_when_run
-    if axis.scale is not None:
-        scale = const(axis.scale, F32)
-    elif scale is None:
-        scale = new / old
+    scale = axis.factor
     width = new if axis.scale is None and axis.scale_when_run is None else scale * old
     match plan.coordinates:
         case "asymmetric":
@@ -101,9 +114,19 @@ def _coordinate(plan: Plan, axis: Axis, i: Expr) -> Expr:
             return old * 0.5 * (1.0 - new / width) + (at + 0.5) / scale - 0.5
         case "tf_half_pixel_for_nn":
             return (at + 0.5) / scale
-    raise Unsupported(
-        f"Resize with {plan.coordinates!r} and sizes that are symbols", "fix the sizes by `--dims`"
-    )
+        case "tf_crop_and_resize":
+            first, last = axis.region
+            spread = first * (old - 1.0) + at * (last - first) * (old - 1.0) / (width - 1.0)
+            return select(const(1.0, F32) < width, spread, (first + last) * (old - 1.0) * 0.5)
+    raise Malformed(f"the coordinate transformation {plan.coordinates!r}")
+
+
+def _beyond(plan: Plan, axis: Axis, where: Expr, v: Expr) -> Expr:
+    """What an output element is whose position in the input may lie outside it."""
+    if plan.coordinates != "tf_crop_and_resize":
+        return v
+    outside = (where < 0) | (cast(axis.old - 1, F32) < where)
+    return select(outside, const(plan.extrapolation, v.dtype), v)
 
 
 # ---- nearest ----
@@ -150,6 +173,8 @@ def _nearest(x: Tensor, axis: Axis, plan: Plan) -> Tensor:
 
     def body(*i: Expr) -> Expr:
         v = x[(*i[:at], position(i[at]), *i[at + 1 :])]
+        if axis.fixed is None and whole is None:
+            return _beyond(plan, axis, _coordinate(plan, axis, i[at]), v)
         return v if mask is None else select(mask[i[at]], const(plan.extrapolation, x.dtype), v)
 
     return compute((*x.shape[:at], axis.new, *x.shape[at + 1 :]), body, name="nearest")
@@ -160,7 +185,7 @@ def _nearest_table(axis: Axis, plan: Plan) -> tuple[np.ndarray | None, np.ndarra
     if axis.fixed is None:
         return None, None
     old, new, scale = axis.fixed
-    found = _coordinates(plan, old, new, scale, axis.region)
+    found = _coordinates(plan, old, new, scale, axis.bounds)
     outside = (found < 0) | (found > old - 1) if plan.coordinates == "tf_crop_and_resize" else None
     # The quotient of two floats may miss a whole number by its rounding error.
     near = np.clip(_ROUNDINGS[plan.nearest](np.round(found, 9)), 0, max(old - 1, 0)).astype(np.int64)
@@ -171,7 +196,7 @@ def _whole_factor(axis: Axis, plan: Plan) -> int | None:
     """f where output position i reads input position i // f."""
     old, new = ix.number(axis.old), ix.number(axis.new)
     scale = axis.scale
-    if scale is None and old and new is not None:
+    if scale is None and axis.scale_when_run is None and old and new is not None:
         scale = new / old
     if scale is None or not float(scale).is_integer() or scale < 1 or axis.new is not axis.old * int(scale):
         return None
@@ -233,13 +258,15 @@ def _taps(
     return np.clip(positions, 0, max(old - 1, 0)), weights, beyond
 
 
-def _weighted(x: Tensor, axis: Axis, plan: Plan) -> Tensor:
+def _weighted(ctx: Context, x: Tensor, axis: Axis, plan: Plan) -> Tensor:
     """A weighted sum of taps along an axis."""
     at, fixed = axis.at, axis.fixed
     shape = (*x.shape[:at], axis.new, *x.shape[at + 1 :])
+    if fixed is None and (plan.antialias or plan.outside):
+        return _scaled_weights_when_run(ctx, x, axis, plan)
     if fixed is None:
         return compute(shape, _weights_when_run(x, axis, plan), name=plan.mode)
-    positions, weights, beyond = _taps(plan, *fixed, axis.region)
+    positions, weights, beyond = _taps(plan, *fixed, axis.bounds)
     count = positions.shape[1]
     mask = constant(beyond, "outside") if beyond.any() else None
     kind = numpy_dtype(x.dtype) if x.dtype.is_float else np.dtype(np.float32)
@@ -277,12 +304,8 @@ def _finish(x: Tensor, plan: Plan, mask: Tensor | None, i: Expr, v: Expr) -> Exp
 
 
 def _weights_when_run(x: Tensor, axis: Axis, plan: Plan) -> Callable[..., Expr]:
-    if plan.antialias or plan.outside or not x.dtype.is_float:
-        raise Unsupported(
-            "Resize with antialias, exclude_outside or integers and sizes that are symbols",
-            "fix the sizes by `--dims`",
-        )
     at = axis.at
+    kind = x.dtype if x.dtype.is_float else F32
 
     def body(*i: Expr) -> Expr:
         where = _coordinate(plan, axis, i[at])
@@ -292,12 +315,65 @@ def _weights_when_run(x: Tensor, axis: Axis, plan: Plan) -> Callable[..., Expr]:
         out: Expr | None = None
         for k, w in enumerate(weights):
             p = minimum(maximum(first + (k - len(weights) // 2 + 1), const(0)), axis.old - 1)
-            term = x[(*i[:at], p, *i[at + 1 :])] * cast(w, x.dtype)
+            term = cast(x[(*i[:at], p, *i[at + 1 :])], kind) * cast(w, kind)
             out = term if out is None else out + term
         assert out is not None
-        return out
+        return _finish(x, plan, None, i[at], _beyond(plan, axis, where, out))
 
     return body
+
+
+def _scaled_weights_when_run(ctx: Context, x: Tensor, axis: Axis, plan: Plan) -> Tensor:
+    """Weights scaled to a sum of 1, of as many taps as the factor asks for: `_taps` for sizes that are
+    symbols.
+    """
+    at = axis.at
+    kind = x.dtype if x.dtype.is_float else F32
+    shrink = minimum(axis.factor, const(1.0, F32)) if plan.antialias else const(1.0, F32)
+    reach = const(1.0 if plan.mode == "linear" else 2.0, F32)
+    half = ctx.size(cast(apply("ceil", reach / shrink), I64), "taps")
+
+    def tap(i: Expr, k: Expr) -> tuple[Expr, Expr]:
+        """A position, and its weight."""
+        where = _coordinate(plan, axis, i)
+        place = cast(apply("floor", where), I64) - half + 1 + k
+        distance = apply("abs", (cast(place, F32) - where) * shrink)
+        if plan.mode == "linear":
+            weight = maximum(1.0 - distance, const(0, F32))
+        else:
+            weight = _cubic_weight_of(distance, plan.cubic)
+        if plan.outside:
+            weight = select(inside((place, axis.old)), weight, const(0, F32))
+        return minimum(maximum(place, const(0)), axis.old - 1), weight
+
+    def norm(i: Expr) -> Expr:
+        return reduce_sum((half * 2,), lambda k: tap(i, k)[1])
+
+    total = compute((axis.new,), norm, name="norm")
+
+    def body(*i: Expr) -> Expr:
+        def part(k: Expr) -> Expr:
+            position, weight = tap(i[at], k)
+            return cast(x[(*i[:at], position, *i[at + 1 :])], kind) * cast(weight, kind)
+
+        return reduce_sum((half * 2,), part)
+
+    shape = (*x.shape[:at], axis.new, *x.shape[at + 1 :])
+    sums = compute(shape, body, name=plan.mode)
+
+    def scaled(*i: Expr) -> Expr:
+        n = total[i[at]]
+        v = sums[i] / cast(select(eq(n, const(0, F32)), const(1, F32), n), kind)
+        return _finish(x, plan, None, i[at], _beyond(plan, axis, _coordinate(plan, axis, i[at]), v))
+
+    return compute(shape, scaled, name="scaled")
+
+
+def _cubic_weight_of(d: Expr, a: float) -> Expr:
+    """`_cubic_weight` as an expression of a distance of at least 0."""
+    near = (d * (a + 2) - (a + 3)) * d * d + 1.0
+    far = ((d - 5.0) * d + 8.0) * d * a - 4 * a
+    return select(d <= 1.0, near, select(d < 2.0, far, const(0, F32)))
 
 
 def _cubic_at(t: Expr, a: float) -> list[Expr]:
@@ -326,7 +402,8 @@ def _axes_of(
     crop: bool,
 ) -> list[Axis]:
     where = list(range(x.rank)) if axes is None else [normal_axis(a, x.rank) for a in axes]
-    regions = _regions(ctx, roi, len(where)) if crop else [(0.0, 1.0)] * len(where)
+    whole = (const(0, F32), const(1, F32))
+    regions = _regions(ctx, roi, len(where)) if crop else [whole] * len(where)
     if sizes is not None and ix.number(sizes.shape[0]) != 0:
         return _by_sizes(ctx, x, where, ctx.values(sizes), regions, policy)
     if scales is None:
@@ -364,7 +441,7 @@ def _by_sizes(
     x: Tensor,
     where: Sequence[int],
     sizes: Sequence[Expr],
-    regions: Sequence[tuple[float, float]],
+    regions: Sequence[tuple[Expr, Expr]],
     policy: str,
 ) -> list[Axis]:
     if len(sizes) != len(where):
@@ -377,7 +454,7 @@ def _by_sizes(
     numbers = [(ix.number(x.shape[at]), ix.number(n)) for at, n in zip(where, sizes, strict=True)]
     ratios = [b / a for a, b in numbers if a is not None and b is not None]
     if len(ratios) != len(numbers):
-        raise Unsupported(f"Resize with {policy!r} and sizes that are symbols", "fix the sizes by `--dims`")
+        return _by_late_sizes(ctx, x, where, sizes, regions, policy)
     scale = min(ratios) if policy == "not_larger" else max(ratios)
     return [
         Axis(at, x.shape[at], const(math.floor(scale * (a or 0) + 0.5)), scale, None, r)
@@ -385,12 +462,33 @@ def _by_sizes(
     ]
 
 
-def _regions(ctx: Context, roi: Tensor | None, count: int) -> list[tuple[float, float]]:
-    values = None if roi is None else ctx.floats(roi)
-    if values is None or len(values) != 2 * count:
-        raise Unsupported(
-            "Resize with a region of interest that is not a constant", "fold the input into a constant"
-        )
+def _by_late_sizes(
+    ctx: Context,
+    x: Tensor,
+    where: Sequence[int],
+    sizes: Sequence[Expr],
+    regions: Sequence[tuple[Expr, Expr]],
+    policy: str,
+) -> list[Axis]:
+    """One factor for all axes, of sizes that only the run knows."""
+    factor: Expr | None = None
+    for at, n in zip(where, sizes, strict=True):
+        ratio = cast(n, F64) / cast(x.shape[at], F64)
+        pick = minimum if policy == "not_larger" else maximum
+        factor = ratio if factor is None else pick(factor, ratio)
+    assert factor is not None
+    out = []
+    for at, region in zip(where, regions, strict=True):
+        new = ctx.size(cast(apply("floor", cast(x.shape[at], F64) * factor + 0.5), I64), "resize")
+        out.append(Axis(at, x.shape[at], new, None, cast(factor, F32), region))
+    return out
+
+
+def _regions(ctx: Context, roi: Tensor | None, count: int) -> list[tuple[Expr, Expr]]:
+    if roi is None or ix.number(roi.size) != 2 * count:
+        raise Malformed(f"the region of interest takes {2 * count} numbers")
+    known = ctx.floats(roi)
+    values = [cast(roi[const(k)], F32) if known is None else const(known[k], F32) for k in range(2 * count)]
     return [(values[k], values[k + count]) for k in range(count)]
 
 
@@ -430,5 +528,5 @@ def resize(
     for axis in _axes_of(ctx, x, axes, scales, sizes, roi, keep_aspect_ratio_policy, crop):
         if axis.new is axis.old and not crop and axis.scale in (None, 1.0):
             continue
-        out = _nearest(out, axis, plan) if mode == "nearest" else _weighted(out, axis, plan)
+        out = _nearest(out, axis, plan) if mode == "nearest" else _weighted(ctx, out, axis, plan)
     return out

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from fusile.ir import index as ix
 from fusile.ir.expr import Expr, apply, as_expr, cast, const, eq, select
 from fusile.ir.tensor import Tensor, compute, constant, reduce_sum
-from fusile.ir.types import F32, F64, DType, numpy_dtype
+from fusile.ir.types import F32, F64, I64, DType, numpy_dtype
 from fusile.kernels.families.elementwise import dtype_of
-from fusile.kernels.registry import Context, Malformed, Unsupported, op
-from fusile.kernels.shapes import MOST_TABULATED, literal, normal_axis
+from fusile.kernels.late import around, is_late, late_axes
+from fusile.kernels.registry import Context, Malformed, Unsettled, op
+from fusile.kernels.shapes import MOST_TABULATED, literal, normal_axis, reshaped
 
 
 def _waves(rows: Expr, columns: Expr, period: Expr, kind: DType) -> tuple[Tensor, Tensor]:
@@ -59,7 +61,7 @@ def _transformed(
     cosine, sine = _waves(rows, taps, length, x.dtype)
     parts = ix.number(x.shape[-1])
     if parts is None:
-        raise Unsupported("a spectrum whose last dimension is not a constant", "fix it by `--dims`")
+        raise Unsettled("a spectrum whose last dimension is not a constant", "fix it by `--dims`")
     is_complex = parts == 2
 
     def total(wave: Tensor, part: int, i: tuple[Expr, ...]) -> Expr:
@@ -105,6 +107,8 @@ def dft(
     inverse: int = 0,
     onesided: int = 0,
 ) -> Tensor:
+    if axis is not None and is_late(axis):
+        return _along_late_axis(ctx, x, dft_length, axis, inverse, onesided)
     at = normal_axis(ctx.numbers(axis, "the axis")[0] if axis is not None else -2, x.rank)
     if at == x.rank - 1:
         raise Malformed("the last dimension holds real and imaginary parts")
@@ -115,6 +119,19 @@ def dft(
     length = ctx.extent(ctx.values(dft_length)[0]) if dft_length is not None else n
     rows = length // 2 + 1 if onesided else length
     return _transformed(x, at, length, rows, inverse=bool(inverse))
+
+
+def _along_late_axis(
+    ctx: Context, x: Tensor, dft_length: Tensor | None, axis: Tensor, inverse: int, onesided: int
+) -> Tensor:
+    """The transform along an axis that only the run knows: along the middle one of three."""
+    (at,) = late_axes(ctx, axis, x.rank)
+    ctx.require(at < x.rank - 1, "the last dimension holds real and imaginary parts")
+    flat = reshaped(x, (*around(ctx, x.shape[:-1], at), x.shape[-1]))
+    middle = constant(np.array(1), "axis")
+    out = dft(ctx, flat, dft_length, middle, inverse=inverse, onesided=onesided)
+    sizes = [ctx.size(select(eq(at, k), out.shape[1], n), "dft") for k, n in enumerate(x.shape[:-1])]
+    return reshaped(out, (*sizes, out.shape[-1]))
 
 
 def _mirrored(x: Tensor, axis: int, length: Expr) -> Tensor:
@@ -173,14 +190,13 @@ def mel_weight_matrix(
     *,
     output_datatype: int = 1,
 ) -> Tensor:
-    """A table that depends on five numbers, which have to be constants."""
-    counts = [ctx.numbers(t, "a size of the filter bank")[0] for t in (num_mel_bins, dft_length, sample_rate)]
+    """A table where the five numbers are constants, else worked out when run."""
+    sizes = (num_mel_bins, dft_length, sample_rate)
     ctx.floats(low), ctx.floats(high)
     edges = [literal(low), literal(high)]
-    if edges[0] is None or edges[1] is None:
-        raise Unsupported(
-            "MelWeightMatrix with edges that are not constants", "fold the inputs into constants"
-        )
+    if any(map(is_late, sizes)) or edges[0] is None or edges[1] is None:
+        return _mel_when_run(ctx, sizes, low, high, dtype_of(output_datatype))
+    counts = [ctx.numbers(t, "a size of the filter bank")[0] for t in sizes]
     bins, length, rate = counts
     if min(counts) < 1 or bins * length > MOST_TABULATED * 16:
         raise Malformed(f"a filter bank of {bins} bins over a transform of {length} at {rate} Hz")
@@ -197,3 +213,31 @@ def mel_weight_matrix(
         if right > centre:
             out[centre:right, k] = np.arange(right - centre, 0, -1) / (right - centre)
     return constant(out.astype(numpy_dtype(dtype_of(output_datatype))), "mel")
+
+
+def _mel_when_run(ctx: Context, sizes: Sequence[Tensor], low: Tensor, high: Tensor, kind: DType) -> Tensor:
+    (bins,), (length,), (rate,) = (ctx.values(t) for t in sizes)
+    for n in (bins, length, rate):
+        ctx.require(const(0) < n, f"a filter bank of {bins} bins over a transform of {length} at {rate} Hz")
+    bins = ctx.extent(bins)
+
+    def in_mel(t: Tensor) -> Expr:
+        hertz = cast(t[tuple(const(0) for _ in range(t.rank))], F64)
+        return apply("log", hertz / 700.0 + 1.0) * (2595 / math.log(10))
+
+    def edge(k: Expr) -> Expr:
+        point = cast(k, F64) * ((in_mel(high) - in_mel(low)) / cast(bins + 2, F64)) + in_mel(low)
+        hertz = (apply("pow", const(10.0, F64), point / 2595.0) - 1.0) * 700.0
+        return cast(apply("floor", cast(length + 1, F64) * hertz / cast(rate, F64)), I64)
+
+    at = compute((bins + 2,), edge, name="edges")
+
+    def weight(r: Expr, k: Expr) -> Expr:
+        left, centre, right = at[k], at[k + 1], at[k + 2]
+        one, zero = const(1, F64), const(0, F64)
+        falling = cast(right - r, F64) / cast(right - centre, F64)
+        rising = select((left <= r) & (r <= centre), cast(r - left, F64) / cast(centre - left, F64), zero)
+        before = select(eq(centre, left), select(eq(r, centre), one, zero), rising)
+        return cast(select((centre <= r) & (r < right), falling, before), kind)
+
+    return compute((ctx.extent(length) // 2 + 1, bins), weight, name="mel")

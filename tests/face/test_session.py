@@ -347,7 +347,11 @@ def test_profile_is_a_chrome_trace(small_bytes: bytes, tmp_path: Path) -> None:
     session = fusile.InferenceSession(small_bytes, options)
     session.run(None, {"x": X})
     events = json.loads(Path(session.end_profiling()).read_text())
-    assert [event["name"] for event in events] == ["model_loading", "model_run"]
+    assert [event["name"] for event in events] == [
+        "model_loading_array",
+        "session_initialization",
+        "model_run",
+    ]
     assert all(event["ph"] == "X" and event["dur"] >= 0 for event in events)
     assert session.end_profiling() == ""
 

@@ -530,6 +530,45 @@ SAMPLING = [
     ),
 ]
 
+
+def with_ties(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng([seed, *shape]).integers(-3, 4, shape).astype(np.float32)
+
+
+def topk(name: str, x: Array, k: int, **attributes: Any) -> Case:
+    return Case(name, "TopK", (x, ints(k)), attributes, fixed=(1,), outputs=2)
+
+
+def suppress(name: str, boxes: Array, scores: Array, *limits: Array, **attributes: Any) -> Case:
+    return Case(name, "NonMaxSuppression", (boxes, scores, *limits), attributes)
+
+
+_BOXES = np.random.default_rng(3).random((2, 9, 4)).astype(np.float32)
+_SCORES = np.round(np.random.default_rng(4).random((2, 3, 9)), 1).astype(np.float32)
+_HALF = np.array([0.4], np.float32)
+
+ORDERED = [
+    topk("few", with_ties(3, 20), 2),
+    topk("most", with_ties(3, 20), 17, largest=0),
+    topk("all_of_two_blocks", with_ties(2, 37), 37, axis=-1),
+    topk("outer_axis", with_ties(18, 3), 5, axis=0),
+    topk("none", with_ties(3, 4), 0),
+    topk("one_of_one", with_ties(3, 1), 1),
+    topk("wide_integers", np.array([[2**62, -(2**62), 2**62 - 1, 0, 2**33]]), 4),
+    topk("doubles", f32(2, 9).astype(np.float64), 3, largest=0),
+    Case("k_when_run", "TopK", (with_ties(3, 20), ints(6)), {"axis": 1}, outputs=2),
+    Case("sorted", "Unique", (with_ties(4, 7),), outputs=4),
+    Case("as_they_come", "Unique", (with_ties(4, 7),), {"sorted": 0}, outputs=4),
+    Case("slices", "Unique", ((with_ties(6, 2) > 0).astype(np.int64),), {"axis": 0}, outputs=4),
+    Case(
+        "columns", "Unique", ((with_ties(2, 9) > 0).astype(np.float32),), {"axis": -1, "sorted": 0}, outputs=4
+    ),
+    Case("nothing", "Unique", (np.zeros(0, np.float32),), outputs=4),
+    suppress("corners", _BOXES, _SCORES, ints(4), _HALF, _HALF),
+    suppress("centres", _BOXES, _SCORES, ints(4), _HALF, center_point_box=1),
+    suppress("no_limit", _BOXES, _SCORES),
+]
+
 CASES: list[Case] = [
     *CONVOLUTIONS,
     *TRANSPOSED,
@@ -537,6 +576,7 @@ CASES: list[Case] = [
     *PRODUCTS,
     *CUTS,
     *INDICES,
+    *ORDERED,
     *ELEMENTWISE,
     *REDUCTIONS,
     *NORMALISATIONS,

@@ -29,8 +29,12 @@ class Case:
     outputs: int = 1
     opset: int = 21
     domain: str = ""
+    version: int = 1
+    """The version of the domain, where it is not the standard one."""
     symbolic: bool = True
     """Whether the sizes of the first input may also be symbols."""
+    axes: tuple[int, ...] | None = None
+    """Which of its sizes then are; all where None."""
     tolerance: float = 1e-5
 
     def __str__(self) -> str:
@@ -38,7 +42,9 @@ class Case:
 
 
 def one_node(case: Case, symbols: bool = False) -> onnx.ModelProto:
-    """The model of a case; with `symbols`, the sizes above 1 of its first input are named `n<size>`."""
+    """The model of a case; with `symbols`, the sizes above 1 of its first input are named `n<size>`, or those
+    at the axes of the case.
+    """
     names = ["" if x is None else f"x{k}" for k, x in enumerate(case.inputs)]
     outputs = [f"y{k}" for k in range(case.outputs)]
     node = helper.make_node(case.op, names, outputs, domain=case.domain, **case.attributes)
@@ -49,7 +55,9 @@ def one_node(case: Case, symbols: bool = False) -> onnx.ModelProto:
         if k in case.fixed:
             constants.append(numpy_helper.from_array(np.asarray(x), names[k]))
             continue
-        shape: list[int | str] = [f"n{n}" if symbols and k == 0 and n > 1 else n for n in x.shape]
+        named = range(x.ndim) if case.axes is None else case.axes
+        free = {a for a in named if symbols and k == 0 and x.shape[a] > 1}
+        shape: list[int | str] = [f"n{n}" if a in free else n for a, n in enumerate(x.shape)]
         inputs.append(
             helper.make_tensor_value_info(names[k], helper.np_dtype_to_tensor_dtype(x.dtype), shape)
         )
@@ -57,7 +65,7 @@ def one_node(case: Case, symbols: bool = False) -> onnx.ModelProto:
     graph = helper.make_graph([node], "one_node", inputs, results, constants)
     opsets = [helper.make_opsetid("", case.opset)]
     if case.domain:
-        opsets.append(helper.make_opsetid(case.domain, 1))
+        opsets.append(helper.make_opsetid(case.domain, case.version))
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
@@ -81,6 +89,7 @@ def by_onnxruntime(model: onnx.ModelProto, values: Mapping[str, Array]) -> list[
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    options.intra_op_num_threads = 1  # what some kernels answer depends on it
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return [np.asarray(y) for y in session.run(None, dict(values))]
 

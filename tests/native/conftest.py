@@ -1,7 +1,8 @@
-"""What the tests of native modules share: caches of their own, and ONNX Runtime's answers."""
+"""What the tests of native modules share: caches of their own, ONNX Runtime's answers, the tables of cases."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 import onnxruntime
 import pytest
 from native_models import Reference
+
+TABLES = str(Path(__file__).parents[1] / "kernels")
+if TABLES not in sys.path:
+    sys.path.append(TABLES)
 
 
 @pytest.fixture

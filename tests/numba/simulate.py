@@ -10,10 +10,12 @@ import sys
 import warnings
 from pathlib import Path
 
-for folder in ("kernels", "passes", "numba"):
+for folder in ("kernels", "passes", "native", "numba"):
     sys.path.append(str(Path(__file__).parents[1] / folder))
 
 import numpy as np
+from control_table import MODELS
+from control_table import model as control_model
 from edge_cases import CASES
 from numba_models import close, compiled, in_order, inputs_of, judge
 from operator_models import by_onnxruntime
@@ -27,6 +29,15 @@ def program(small: Small) -> None:
     module = compiled(numba_cuda, model, "cuda")
     values = inputs_of(model, small.sizes)
     close([np.asarray(y) for y in module.run(in_order(module, values))], by_onnxruntime(model, values))
+
+
+def control(name: str) -> None:
+    """Branches and loops: decided on the host, their bodies on the device."""
+    model = control_model(name)
+    module = compiled(numba_cuda, model, "cuda")
+    for values in MODELS[name][1]:
+        got = module.run(in_order(module, values))
+        close([np.asarray(y) for y in got], by_onnxruntime(model, values))
 
 
 def refusal() -> None:
@@ -55,6 +66,8 @@ def main() -> None:
             attempt(f"{case}", judge, numba_cuda, "cuda", case, k % 2 == 0)
         for small in PROGRAMS:
             attempt(f"program {small}", program, small)
+        for name in MODELS:
+            attempt(f"control {name}", control, name)
         attempt("an index out of range", refusal)
     print(json.dumps(failed))
 

@@ -88,7 +88,19 @@ TRANSFORMER = Small(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("small", [CONV_NET, TRANSFORMER, BY_NAME["lstm"]], ids=str)
+ORDERED = Small(
+    "ordered",
+    """g (float[N, S] x, float[1, S, 4] boxes, float[1, N, S] scores) => (float v, int64 i, float u, int64 s) {
+        v, i = TopK (x, many)
+        few, _i = TopK (x, two)
+        u, _f, _n, _c = Unique <axis = 1> (few)
+        s = NonMaxSuppression (boxes, scores, many, half, half)
+    }""",
+    numbers={"many": [40], "two": [2], "half": [0.5]},
+)
+
+
+@pytest.mark.parametrize("small", [CONV_NET, TRANSFORMER, BY_NAME["lstm"], ORDERED], ids=str)
 def test_kernels_compile_to_ptx_without_a_gpu(small: Small) -> None:
     options = make_options(target="cuda")
     plan = numba_cuda.plan_of(driver.graph(small.model().SerializeToString(), options), options)

@@ -44,7 +44,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fusile.runtime.weights_file import new_weights_file
 
     path = tmp_path_factory.mktemp("weights") / "tiny.weights"
-    with new_weights_file(path, tiny_plan.PLAN.weights_bytes, tiny_plan.PLAN.layout_key) as address:
+    with new_weights_file(path, tiny_plan.PLAN.weights_bytes, tiny_plan.PLAN.layout_key) as (address, _):
         packed = (ctypes.c_float * 4)(2, 4, 6, 8)
         ctypes.memmove(address, packed, ctypes.sizeof(packed))
     return path

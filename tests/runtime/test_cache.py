@@ -89,7 +89,7 @@ def test_a_filling_that_fails_leaves_nothing(store: Cache) -> None:
 def test_damaged_entries_go_and_are_made_again(store: Cache, damage: Callable[[Path], object]) -> None:
     damage(store.put("code", KEY, writing(image=b"code")).folder)
     assert store.get("code", KEY) is None
-    assert everything(store.root) == set()
+    assert everything(store.root) == {"tidied"}
     again = store.get_or_put("code", KEY, writing(image=b"code"))
     assert again.path("image").read_bytes() == b"code"
     assert store.get("code", KEY) is not None
@@ -209,7 +209,21 @@ def test_what_was_just_written_is_not_pruned(store: Cache, monkeypatch: pytest.M
     assert store.get("code", "old") is None
 
 
-def test_leftovers_of_interrupted_processes_go_after_a_day(store: Cache) -> None:
+def test_small_entries_do_not_each_look_at_all_others(store: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Cache] = []
+    monkeypatch.setattr(Cache, "prune", lambda self, limit, keep: looks.append(self))
+    for number in range(5):
+        store.put("code", f"k{number}", writing(image=b"code"))
+    assert len(looks) == 1
+    os.utime(store.root / "tidied", (time.time() - 3600,) * 2)
+    store.put("code", "later", writing(image=b"code"))
+    assert len(looks) == 2
+
+
+def test_leftovers_of_interrupted_processes_go_after_a_day(
+    store: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caches, "_TIDY_SECONDS", 0.0)
     store.put("code", KEY, writing(image=b"code"))
     for name, seconds in (("fresh", 60), ("stale", 2 * 24 * 3600)):
         left = store.root / "tmp" / name

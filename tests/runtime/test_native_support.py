@@ -117,7 +117,7 @@ def test_node_names_are_cut_between_characters() -> None:
 
 def test_weights_files_are_checked(tmp_path: Path) -> None:
     path, key = tmp_path / "w", b"k" * 32
-    with new_weights_file(path, 1000, key) as address:
+    with new_weights_file(path, 1000, key) as (address, _):
         assert address % 64 == 0
         ctypes.memset(address, 7, 1000)
     assert path.read_bytes()[4096:] == b"\7" * 1000

@@ -16,13 +16,14 @@ from fusile.ir.tensor import Tensor
 from fusile.report import Progress
 from fusile.runtime import abi
 from fusile.runtime.image import Image
+from fusile.runtime.module import Array
 from fusile.runtime.workers import compile_objects
 from fusile.target import TargetSpec, available_cores
 
 Objects = tuple[tuple[str, bytes], ...]
 """Relocatable objects by name."""
-Raw = Callable[[], bytes]
-"""Gives the bytes of an initialiser as kernels read them."""
+Raw = Callable[[], bytes | Array]
+"""Gives the bytes of an initialiser as kernels read them: its own memory where that will do, else a copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +58,24 @@ def build(
     return Built(tuple((name, objects[name]) for name in texts), printer.interface(), texts)
 
 
+_HELD_BYTES = 64 << 20
+
+_BATCH = 24 << 10
+"""Texts are handed over once there is so much of them, since starting a worker takes longer than compiling
+that."""
+
+
 class _Compiler:
-    """Hands texts to compile workers as they come; LLVM is in other processes, so threads may wait for it."""
+    """Hands texts to compile workers as they come, a batch at a time; LLVM is in other processes, so threads
+    may wait for it.
+    """
 
     def __init__(self, target: TargetSpec, level: int) -> None:
         self._target, self._level = target, level
         self._threads = ThreadPoolExecutor(available_cores(), thread_name_prefix="fusile-compile")
-        self._waiting: dict[str, Future[list[bytes]]] = {}
+        self._batch: dict[str, str] = {}
+        self._waiting: list[tuple[tuple[str, ...], Future[list[bytes]]]] = []
+        self._known: set[str] = set()
 
     def __enter__(self) -> _Compiler:
         return self
@@ -74,14 +86,26 @@ class _Compiler:
     def add(self, texts: Mapping[str, str]) -> None:
         """Have those compiled that are new."""
         for name in texts:
-            if name not in self._waiting:
-                self._waiting[name] = self._threads.submit(
-                    compile_objects, [texts[name]], self._target, self._level, 1
-                )
+            if name not in self._known:
+                self._known.add(name)
+                self._batch[name] = texts[name]
+                if sum(map(len, self._batch.values())) >= _BATCH:
+                    self._submit()
 
     def objects(self) -> dict[str, bytes]:
         """All objects by name. Raises CompileError for the first text that LLVM refuses."""
-        return {name: waiting.result()[0] for name, waiting in self._waiting.items()}
+        self._submit()
+        return {
+            name: made
+            for names, waiting in self._waiting
+            for name, made in zip(names, waiting.result(), strict=True)
+        }
+
+    def _submit(self) -> None:
+        if self._batch:
+            batch, self._batch = self._batch, {}
+            made = self._threads.submit(compile_objects, list(batch.values()), self._target, self._level, 1)
+            self._waiting.append((tuple(batch), made))
 
 
 def raw_of(tensor: Tensor) -> Raw:
@@ -89,20 +113,42 @@ def raw_of(tensor: Tensor) -> Raw:
     return lambda: raw_bytes(tensor)
 
 
-def pack(image: Image, steps: Sequence[Sequence[Raw]], address: int, progress: Progress) -> None:
+def pack(
+    image: Image,
+    steps: Sequence[Sequence[Raw]],
+    address: int,
+    progress: Progress,
+    let_go: Callable[[], None] = lambda: None,
+) -> None:
     """Fill the packed weights at an address (aligned to 64, all zeros) by the module's own code.
 
     `steps` are those of the plan: the raw tensors of each group, which are held one group at a time.
+    `let_go` is called now and then when nothing is held, to release pages of files that have been read or
+    written: mapped pages count as the process's memory until somebody else needs them.
     """
     pointer, number = ctypes.c_void_p, ctypes.c_int32
     prepare = image.function("api_prepare", number, pointer, number, pointer, pointer)
+    since = 0
     for step, tensors in enumerate(steps):
         progress("packing weights", step, len(steps))
-        held = [np.frombuffer(raw() or bytes(1), np.uint8) for raw in tensors]
+        held = [_bytes_of(raw()) for raw in tensors]
         raws = (pointer * max(1, len(held)))(*(array.ctypes.data for array in held))
         status = prepare(None, step, raws, address)
         if status:
             raise FusileError("The weights could not be packed", why=_said(status))
+        since += sum(array.nbytes for array in held)
+        del held
+        if since > _HELD_BYTES:
+            since = 0
+            let_go()
+    let_go()
+
+
+def _bytes_of(raw: bytes | Array) -> Array:
+    """Raw data as bytes in memory, never none."""
+    if isinstance(raw, np.ndarray) and raw.nbytes:
+        return raw.reshape(-1).view(np.uint8)
+    return np.frombuffer(raw or bytes(1), np.uint8) if isinstance(raw, bytes) else np.zeros(1, np.uint8)
 
 
 def _said(status: int) -> str:

@@ -241,7 +241,8 @@ class _Loop:
             f.stop_unless(
                 same,
                 [
-                    f"call void @fusile_error(ptr %error, i32 1, i32 {self.site}, i64 {extent}, i64 {before})",
+                    f"call void @fusile_error(ptr %error, i32 1, i32 {self.site}, i64 {extent}, "
+                    f"i64 {before})",
                     "ret i32 1",
                 ],
             )

@@ -75,7 +75,7 @@ def library_path(path: str | os.PathLike[str]) -> Path:
 def _as_file(weights: Memory, interface: abi.PlanInterface, path: Path) -> Path:
     from fusile.runtime.weights_file import new_weights_file
 
-    with new_weights_file(path, weights.bytes, interface.layout_key) as address:
+    with new_weights_file(path, weights.bytes, interface.layout_key) as (address, _):
         ctypes.memmove(address, weights.address, weights.bytes)
     return path
 

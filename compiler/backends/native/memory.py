@@ -108,7 +108,9 @@ class Memory:
         c = ix.coefficient(address, lane)
         stride = None if c is None else ix.number(c)
         if stride == 1:
-            return substitute(address, {lane: const(0)}), 1
+            rest = substitute(address, {lane: const(0)})
+            # A local buffer in an index may hold a value for each lane.
+            return (address, None) if lane in self.depends(rest) else (rest, 1)
         return address, None
 
     def _pointer(self, b: Buffer, address: Expr, i: Instance) -> str:

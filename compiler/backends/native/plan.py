@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fusile.backends.native import alike, control, llvm
 from fusile.backends.native.llvm import FunctionPrinter, Instance, Part, Value
 from fusile.ir import index as ix
-from fusile.ir.expr import Dim, Expr, Load, apply, as_expr, const, free, load, substitute
+from fusile.ir.expr import Axis, Dim, Expr, Load, apply, as_expr, const, free, load, substitute
 from fusile.ir.loops import Buffer, For, If, Kernel, Kind, Stmt, stmt_exprs
 from fusile.ir.plan import Call, Check, Control, Define, Place, Plan, PrepareStep
 from fusile.ir.tensor import Tensor
@@ -64,6 +64,10 @@ class Kernels:
         return symbol
 
 
+FEW = 8
+"""Iterations of a loop that a kernel decides on while it runs."""
+
+
 def work(body: Sequence[Stmt]) -> Expr:
     """Simple operations that a body takes, about."""
     total: Expr = as_expr(0)
@@ -71,14 +75,21 @@ def work(body: Sequence[Stmt]) -> Expr:
         match s:
             case For():
                 lanes = 8 if s.kind is Kind.VECTOR else 1
-                total = total + (s.axis.extent if lanes == 1 else ix.ceil_div(s.axis.extent, lanes)) * work(
-                    s.body
-                )
+                times = _known_before(s.axis.extent)
+                total = total + (times if lanes == 1 else ix.ceil_div(times, lanes)) * work(s.body)
             case If():
                 total = total + work(s.body)
             case _:
                 total = total + sum(access.cost(e) + 1 for e in stmt_exprs(s)[-1:])
     return total
+
+
+def _known_before(extent: Expr) -> Expr:
+    """How often a loop runs, as far as it is known before its kernel does: loops around it count in full,
+    what the kernel works out as a few.
+    """
+    axes: dict[Expr, Expr] = {a: _known_before(a.extent) for a in free(extent) if isinstance(a, Axis)}
+    return substitute(extent, axes, lambda x: const(FEW))
 
 
 class _Printer(FunctionPrinter):

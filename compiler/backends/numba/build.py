@@ -53,7 +53,7 @@ def build(
 ) -> Plan:
     """The plan of a canonical graph whose operators all have definitions."""
     dump("graph", lambda: graph_text(model))
-    program = lower(model)
+    program = lower(model, settings.options.seed)
     strict.check_program("to_tensor", None, program)
     dump("program", lambda: program_text(program))
 

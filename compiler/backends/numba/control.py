@@ -65,11 +65,8 @@ def _loop(p: PlanPrinter, s: Loop, plan: Plan) -> None:
     p.lines.depth += 1
     p.lines.add(f"{count} += 1")
     answers = [*([going] if s.conditional else []), *states, *slices]
-    p.add(
-        f"{', '.join(answers)}{',' if len(answers) == 1 else ''} = {part}(",
-        ["w", *states, *captured, *given],
-        ")",
-    )
+    targets = f"{', '.join(answers)}{',' if len(answers) == 1 else ''}"
+    p.add(f"{targets} = {part}(", ["w", *states, *captured, *given], ")")
     if s.conditional:
         p.lines.add(f"{going} = {p.words.item.format(array=going)}")
     for held, one in zip(rows, slices, strict=True):

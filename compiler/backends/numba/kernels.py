@@ -288,12 +288,16 @@ class KernelPrinter:
             self.lines.add(f"{self.axis(s.axis)} = {text}")
 
     def _alloc(self, b: Buffer) -> None:
-        name = self.names.name(b, local_name(b))
+        name = self.names.name(b, self._word(b))
         if not b.shape or b in self.scratch:
             return
         parts = [self._length(b, d) for d in range(len(b.shape))]
         shape = parts[0] if len(parts) == 1 else f"({', '.join(parts)})"
         self.lines.add(f"{name} = {self.dialect.alloc(self, b, shape, scalars.numpy_name(b.dtype))}")
+
+    def _word(self, b: Buffer) -> str:
+        """A local's name: the one that it was given where a definition wrote the loops itself."""
+        return b.name if self.kernel.notes.get("as_written") else local_name(b)
 
     def _length(self, b: Buffer, d: int) -> str:
         """The text of a local's size along a dimension: that of the loop that fills it where it is one."""
@@ -314,7 +318,7 @@ class KernelPrinter:
 
     def store(self, s: Store) -> None:
         """buffer[index] = value, or += where the value adds to what is there."""
-        self.names.name(s.buffer, local_name(s.buffer))
+        self.names.name(s.buffer, self._word(s.buffer))
         index = tuple(map(self.legal, s.index))
         value = self.legal(s.value)
         update = _update(s, value)

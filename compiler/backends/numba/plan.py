@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fusile.backends.numba import control, scalars
-from fusile.backends.numba.expressions import Context, Lines, Names, Printer
+from fusile.backends.numba.expressions import Context, Lines, Names, Printer, legal
 from fusile.backends.numba.kernels import Use
 from fusile.escape import comment_text, python_string
 from fusile.ir import index as ix
-from fusile.ir.expr import Const, Dim, Expr, Load, load, substitute
+from fusile.ir.expr import Const, Dim, Expr, Load, load, nodes, substitute
 from fusile.ir.loops import Buffer, Kernel
 from fusile.ir.plan import Call, Check, Control, Define, Plan, PrepareStep, Variant
 from fusile.ir.tensor import Tensor
+from fusile.passes.legalise import Legaliser
 
 WIDTH = 100
 
@@ -147,6 +148,8 @@ class PlanPrinter:
             return load(b, x.index)
 
         body = substitute(e, {}, read)
+        if any(n.dtype.is_float for n in nodes(body)):  # not every type of the model is one of numpy's
+            body = legal(body, Legaliser(scalars.CAPABILITIES))
         context = Context(self.lines, self.names, self.use, host=True)
         return Printer(context, [body]).text(body).text
 
