@@ -11,7 +11,6 @@ import onnx
 from fusile.frontend.rules import CANONICAL_OPSET
 from fusile.passes.to_tensor import defined
 
-
 LOOKS_BACK = frozenset({("ai.onnx.preview.training", "Gradient")})
 """Operators whose definitions look at how their inputs were made."""
 
