@@ -84,8 +84,8 @@ def first_order(rank: int) -> tuple[int, ...]:
 def channels_last(model: ir.Model) -> ir.Model:
     """Give every operator of a recognised graph the layout that needs the fewest transposes, in place."""
     _batch_first(model)
-    plan = _plan(model.graph)
-    _Rewriter(model.graph, plan).run()
+    for graph in (model.graph, *model.graph.subgraphs()):
+        _Rewriter(graph, _plan(graph)).run()
     cancel_transposes(model)
     RemoveUnusedNodesPass()(model)
     return model
@@ -236,8 +236,8 @@ def _plan(graph: ir.Graph) -> _Plan:
         readers: list[_Point] = [
             (u.node, "in") for u in value.uses() if (u.idx, value) in data_inputs(u.node)
         ]
-        if value.is_graph_output():
-            readers.append(_FIRST)
+        if value.is_graph_output() or any(u.node.graph is not graph for u in value.uses()):
+            readers.append(_FIRST)  # graphs inside nodes choose for themselves
         network.value(value, source, readers)
     last = network.last_side()
     return _Plan(
@@ -352,12 +352,26 @@ class _Rewriter:
             for value in node.outputs if last_out else ():
                 if value.shape is not None and len(value.shape) >= 3:
                     value.shape = _permuted(value.shape, last_order(len(value.shape)))
+        self._read_inside()
         for value in list(self.graph.outputs):
             maker = value.producer()
             if maker is not None and maker in self.plan.outside and rank_of(value) >= 3:
                 turned = self._converted(value, False)
                 value.name, turned.name = turned.name, value.name
                 self.graph.outputs[self.graph.outputs.index(value)] = turned
+
+    def _read_inside(self) -> None:
+        """Graphs inside nodes read values of this one in ONNX's order."""
+        inner = [graph for graph in self.graph.subgraphs() if graph is not self.graph]
+        made = [v for node in self.plan.outside for v in node.outputs if rank_of(v) >= 3] if inner else []
+        for value in made:
+            for use in list(value.uses()):
+                if use.node.graph is not self.graph:
+                    use.node.replace_input_with(use.idx, self._converted(value, False))
+            for graph in inner:
+                for index, output in enumerate(list(graph.outputs)):
+                    if output is value:
+                        graph.outputs[index] = self._converted(value, False)
 
     def _converted(self, value: ir.Value, to_last: bool) -> ir.Value:
         """The value in the other layout, made once."""
@@ -373,7 +387,7 @@ class _Rewriter:
             assert value.shape is not None
             found.shape = _permuted(value.shape, order)
             maker = value.producer()
-            if maker is not None:
+            if maker is not None and maker.graph is self.graph:
                 self.graph.insert_after(maker, node)
             else:
                 self.graph.insert_before(next(iter(self.graph)), node)

@@ -406,6 +406,14 @@ def layout(before: str, part: Code, after: str, indent: int, names: Names) -> li
     line = margin + before + part.text(names) + after
     if len(line) <= WIDTH:
         return [line]
+    if isinstance(part, Ternary):
+        return [
+            f"{margin}{before}(",
+            *layout("", part.yes, "", indent + 4, names),
+            *layout("if ", part.test, "", indent + 4, names),
+            *layout("else ", part.no, "", indent + 4, names),
+            f"{margin}){after}",
+        ]
     if isinstance(part, Call) and part.args:
         head = f"{_inside(part.function, _PRIMARY, names)}("
         if len(margin + before + head) > WIDTH and before.endswith("= "):

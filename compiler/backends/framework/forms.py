@@ -11,6 +11,9 @@ import onnx
 from fusile.frontend.rules import CANONICAL_OPSET
 from fusile.passes.to_tensor import defined
 
+LOOKS_BACK = frozenset({("ai.onnx.preview.training", "Gradient")})
+"""Operators whose definitions look at how their inputs were made."""
+
 
 def kept(rows: Mapping[str, object]) -> Callable[[str, str], bool]:
     """Whether an operator is not expanded: it has a row, or a definition of ours that says in one function
@@ -30,6 +33,8 @@ def has_row(rows: Mapping[str, object], domain: str, op_type: str) -> bool:
 
 def has_form(rows: Mapping[str, object], domain: str, op_type: str) -> bool:
     """Whether a framework can print an operator: by a row, or as a tensor program."""
+    if (domain, op_type) in LOOKS_BACK:
+        return False
     return has_row(rows, domain, op_type) or defined(domain, op_type)
 
 

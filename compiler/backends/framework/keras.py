@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,14 +17,14 @@ from fusile.backends.framework import (
     keras_strings,
     quantised,
 )
-from fusile.backends.framework.code import call, layout, name
-from fusile.backends.framework.common import Framework, Printer
+from fusile.backends.framework.code import Code, call, layout, name
+from fusile.backends.framework.common import Framework, Printer, Row
 from fusile.backends.framework.control import CONTROL
 from fusile.backends.framework.emit import EmitReport
 from fusile.backends.framework.keras_words import KerasWords
 from fusile.backends.framework.site import Site
 from fusile.backends.framework.source import signature
-from fusile.graph.layout import channels_last
+from fusile.graph.layout import WINDOWS, channels_last
 from fusile.graph.recognise import recognise
 from fusile.graph.tensors import weights
 from fusile.options import Options
@@ -49,18 +49,32 @@ ATTRIBUTES = frozenset(
         " trainable trainable_variables trainable_weights variable_dtype variables weights"
     ).split()
 )
+
+
+def _ranked(row: Row) -> Row:
+    """A row of windows, which prints other words for other ranks: none for one that is not known."""
+
+    def checked(n: Site) -> Code | Sequence[Code | None]:
+        n.rank(0)
+        return row(n)
+
+    return checked
+
+
+_PLAIN: Mapping[str, Row] = {
+    **CONTROL,
+    **quantised.rows(keras_rows.dtype),
+    **keras_rows.ROWS,
+    **keras_moves.MOVES,
+    **keras_layers.LAYERS,
+    **keras_recurrent.RECURRENT,
+    **keras_special.SPECIAL,
+    **keras_strings.STRINGS,
+}
+ROWS = {op: _ranked(row) if op in WINDOWS else row for op, row in _PLAIN.items()}
 FRAMEWORK = Framework(
     name="keras",
-    rows={
-        **CONTROL,
-        **quantised.rows(keras_rows.dtype),
-        **keras_rows.ROWS,
-        **keras_moves.MOVES,
-        **keras_layers.LAYERS,
-        **keras_recurrent.RECURRENT,
-        **keras_special.SPECIAL,
-        **keras_strings.STRINGS,
-    },
+    rows=ROWS,
     size=lambda x, axis: call("ops.shape", x)[axis],
     sizes=lambda x: call("ops.shape", x),
     constant=keras_moves.constant,

@@ -66,6 +66,8 @@ def unsqueeze(n: Site) -> Code:
     data = n.constant(1)
     if data is None:
         return call("ops.expand_dims", n.tensor(), run_list(n, 1))
+    if not n.has_rank():
+        return call("ops.expand_dims", n.tensor(), tuple(int(a) for a in data.ravel()))
     rank = n.rank() + data.size
     axes = sorted(int(a) % rank for a in data.ravel())
     return call("ops.expand_dims", n.tensor(), axes_word(axes, rank)) if axes else n.tensor()
@@ -77,6 +79,8 @@ def squeeze(n: Site) -> Code:
     data = n.constant(1)
     if data is None:
         return call("ops.squeeze", n.tensor(), call("tuple", run_list(n, 1)))
+    if not n.has_rank():
+        return call("ops.squeeze", n.tensor(), tuple(int(a) for a in data.ravel()))
     axes = sorted(int(a) % n.rank() for a in data.ravel())
     return call("ops.squeeze", n.tensor(), axes_word(axes, n.rank())) if axes else n.tensor()
 

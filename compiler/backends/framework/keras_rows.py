@@ -245,6 +245,8 @@ def _reduced(n: Site, x: Code, function: str) -> Code:
     keep, noop = bool(n.integer("keepdims", 1)), bool(n.integer("noop_with_empty_axes"))
     if n.has(1) and data is None:
         return n.helper("reduce_run")(name(function), x, run_list(n, 1), keep, noop)
+    if data is not None and not n.has_rank():
+        return n.helper("reduce_run")(name(function), x, [int(a) for a in data.ravel()], keep, noop)
     rank = n.rank()
     axes = sorted(int(a) % rank for a in data.ravel()) if data is not None else []
     if (not axes and noop) or not rank:

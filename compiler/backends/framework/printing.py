@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from fusile.backends.framework.code import Code, Name, Var, code
 from fusile.backends.framework.common import no_form
+from fusile.backends.framework.forms import LOOKS_BACK
 from fusile.backends.framework.naming import snake
 from fusile.backends.framework.programs import Function
 from fusile.backends.framework.refusal import Refusal
@@ -27,6 +28,11 @@ def program(n: Site) -> Sequence[Code | None]:
     node = n.node
     if not defined(node.domain, node.op_type):
         raise Refusal(*no_form(node, n.printer.framework.name))
+    if (node.domain, node.op_type) in LOOKS_BACK:
+        raise Refusal(
+            "its definition looks at how its inputs were made, which a function of them cannot",
+            "differentiate the emitted module with the framework's own means",
+        )
     definition = OPERATORS[node.domain, node.op_type]
     inputs = [_input(n, i, label) for i, label in enumerate(_labels(definition, len(node.inputs)))]
     ctx = Context(str(node.name or node.op_type))

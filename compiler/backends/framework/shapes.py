@@ -64,6 +64,8 @@ class _Walk:
             for value in node.outputs:
                 self.tensors.pop(str(value.name), None)
             inner = _graphs(node)
+            if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) > 1:
+                self._as_its_weight(node.inputs[0], self._tensor(node.inputs[1]))
             if inner:
                 self._control(node, inner)
             elif defined(node.domain, node.op_type) and all(
@@ -76,6 +78,13 @@ class _Walk:
                     self.declare(value)
                 else:
                     self._write(value, t)
+
+    def _as_its_weight(self, value: ir.Value | None, weight: Tensor | None) -> None:
+        """A convolution says how many dimensions a value has of which nothing else does."""
+        if value is not None and weight is not None and self._tensor(value) is None:
+            self._bind(
+                value, Tensor(str(value.name), weight.dtype, as_shape(self.fresh() for _ in weight.shape))
+            )
 
     def _defined(self, node: ir.Node) -> None:
         try:

@@ -19,6 +19,7 @@ from fusile.backends.framework.code import (
     Name,
     Names,
     Targets,
+    Ternary,
     Text,
     Var,
     layout,
@@ -216,7 +217,8 @@ def _longest_inner(part: Code, names: Names) -> Code | None:
     found: list[Code] = []
 
     def walk(inner: Code) -> None:
-        for piece in inner.parts:
+        # What a choice does not take is not worked out: it stays where it is.
+        for piece in inner.parts[:1] if isinstance(inner, Ternary) else inner.parts:
             if isinstance(piece, (Call, Binary)):
                 found.append(piece)
             walk(piece)

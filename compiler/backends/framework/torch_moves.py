@@ -90,6 +90,8 @@ def unsqueeze(n: Site) -> Code:
     axes = n.constant(1)
     if axes is None:
         return n.helper("unsqueeze")(n.tensor(), run_list(n, 1))
+    if not n.has_rank():
+        return n.helper("unsqueeze")(n.tensor(), [int(a) for a in axes.ravel()])
     rank, x = n.rank() + axes.size, n.tensor()
     for axis in sorted(int(a) % rank for a in axes.ravel()):
         x = x.method("unsqueeze", last(axis, rank) if axes.size == 1 else axis)
@@ -102,6 +104,8 @@ def squeeze(n: Site) -> Code:
     data = n.constant(1)
     if data is None:
         return n.tensor().method("squeeze", call("tuple", run_list(n, 1)))
+    if not n.has_rank():
+        return n.tensor().method("squeeze", tuple(int(a) for a in data.ravel()))
     axes = sorted(int(a) % n.rank() for a in data.ravel())
     if not axes:
         return n.tensor()
