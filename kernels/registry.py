@@ -126,7 +126,8 @@ class Context:
         """
         holds = self.assumed.setdefault((self.site, condition), usually)
         self.require(
-            condition if holds else apply("not", condition), f"shapes follow from {condition!r}, and it differs"
+            condition if holds else apply("not", condition),
+            f"shapes follow from {condition!r}, and it differs",
         )
         return holds
 
