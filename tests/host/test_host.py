@@ -91,7 +91,7 @@ ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
             }>(n, go, a)
         }""",
         {"n": scalar(2), "a": normal(RNG, 2)},
-        "different shapes",
+        "Sizes do not fit together",
     ),
     "sizes that do not fit": (
         """g (seq(float[n]) xs) => (float[m] y) {

@@ -22,6 +22,11 @@ from fusile.passes.to_tensor import defined, lower
 SAMPLE = 250
 REFUSED = {
     "test_training_dropout": "draws random numbers",
+    **{
+        f"test_bernoulli{kind}{form}": "drawn from numpy's global stream"
+        for kind in ("", "_double", "_seed")
+        for form in ("", "_expanded")
+    },
     "test_training_dropout_default": "draws random numbers",
     "test_training_dropout_default_mask": "draws random numbers",
     "test_training_dropout_mask": "draws random numbers",
