@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 
 from fusile.backends.framework import host as ht
@@ -132,7 +133,7 @@ class Printer:
 
     model: ir.Model
     framework: Framework
-    weights: Mapping[str, Weight]
+    weights: dict[str, Weight]
     site: Callable[[Printer, ir.Node], Site]
     body: Body = field(init=False)
     layers: list[Layer] = field(default_factory=list)
@@ -363,6 +364,22 @@ class Printer:
         made = self.framework.permute(made, _inverse(place.axes)) if place.axes else made
         made = self.framework.permute(made, wanted.axes) if wanted.axes else made
         return self.framework.reshape(made, wanted.shape) if wanted.shape else made
+
+    def table(self, array: np.ndarray, kind: ir.DataType) -> Code:
+        """A table that a definition works with, as a constant of the weights file."""
+        held, count = self.model.graph.initializers, len(self.weights)
+        while f"table_{count}" in held:
+            count += 1
+        own = f"table_{count}"
+        value = ir.Value(
+            name=own,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(kind),
+            const_value=ir.tensor(array, dtype=kind, name=own),
+        )
+        self.model.graph.register_initializer(value)
+        self.weights[own] = Weight(own, own, "constant")
+        return self.parameter(value)
 
     def _own(self, value: ir.Value, weight: Weight, place: Place, own: tuple[int, ...]) -> None:
         """Make a weight a tensor of the module."""

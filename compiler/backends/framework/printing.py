@@ -145,6 +145,9 @@ def _given(n: Site, inputs: Sequence[Tensor | None], key: object) -> Code:
     if not isinstance(key, Tensor):
         assert isinstance(key, ex.Expr)
         return n.printer.size(key)
+    if all(t is not key for t in inputs):
+        assert key.data is not None
+        return n.printer.table(key.data(), ir.DataType(key.dtype.code))
     i = next(k for k, t in enumerate(inputs) if t is key)
     x = n.tensor(i)
     return n.printer.framework.permute(x, first_order(key.rank)) if i == 0 and n.channels_last else x

@@ -27,7 +27,7 @@ from fusile.ir.interpret import identity
 from fusile.ir.tensor import Compute, Scan, Scatter, Stage, Tensor
 from fusile.ir.types import BOOL, I64, DType
 
-MOST_LITERAL = 4096
+MOST_LITERAL = 256
 """Elements of the largest table that stands in the source."""
 MOST_NODES = 20_000
 """Expression nodes of the largest program that is printed: longer functions nobody reads."""
@@ -93,7 +93,7 @@ class Function:
             made = self.words.to_held(Name(self._argument(t, t.name)), t.dtype)
             made = self.body.let(made, t.name)
         elif t.data is not None:
-            made = self._literal(np.asarray(t.data()), t.dtype)
+            made = self._table(t, np.asarray(t.data()))
         elif t.known is not None:
             made = self._elements(t)
         else:
@@ -110,10 +110,11 @@ class Function:
     def _fixed(self, hint: str, tensor: bool = True) -> Var:
         return Var(identifier(_short(hint), self._hints), tensor, fixed=True)
 
-    def _literal(self, array: np.ndarray, kind: DType) -> Code:
-        if array.size > MOST_LITERAL:
-            raise Refusal("the operator needs a table that is too large to stand in source")
-        return self.body.let(self.words.constant(array, kind, self.like()), "table")
+    def _table(self, t: Tensor, array: np.ndarray) -> Code:
+        """A table of the definition: in the source where it is small, else an argument."""
+        if array.size <= MOST_LITERAL:
+            return self.body.let(self.words.constant(array, t.dtype, self.like()), "table")
+        return self.body.let(self.words.to_held(Name(self._argument(t, t.name)), t.dtype), t.name)
 
     def _elements(self, t: Tensor) -> Code:
         assert t.known is not None
