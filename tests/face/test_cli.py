@@ -142,6 +142,7 @@ def test_a_framework_without_a_form_names_the_targets_that_have_one(call: Call, 
             assert way_out in told
 
 
+@pytest.mark.parametrize("name", ["a\"b'c", "two\nlines", "\x1b[31mred", "; import os", "../../x"])
 def test_names_cannot_play_tricks(call: Call, tmp_path: Path, node_model: Any, name: str) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(node_model("NoSuchOperator", name=name))

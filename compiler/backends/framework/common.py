@@ -61,7 +61,17 @@ def no_form(node: ir.Node, framework: str) -> tuple[str, str]:
     reason = f"the {framework} source has no form of this operator yet"
     if defined(node.domain, node.op_type):
         return reason, "The targets native, numba and cuda take it: see `fusile check --target native`"
+    if _on_host(node):
+        return reason, "The targets native and numba take it: see `fusile check --target native`"
     return reason, "Replace or decompose the node before export, or ask for the operator"
+
+
+def _on_host(node: ir.Node) -> bool:
+    """Whether the host part of the kernel backends takes an operator."""
+    import fusile.kernels.host  # noqa: F401  (fills the table)
+    from fusile.kernels.host.registry import HOST_OPERATORS
+
+    return (node.domain, node.op_type) in HOST_OPERATORS
 
 
 @dataclass(frozen=True, slots=True)
