@@ -25,6 +25,7 @@ def _silu(v: Expr) -> Expr:
 
 @op("LinearAttention", MICROSOFT)
 def linear_attention(
+    ctx: Context,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -57,7 +58,9 @@ def linear_attention(
     shape = as_shape((batch, kv_num_heads, rows, columns))
     start = filled(shape, 0.0, F32, "start")
     if past_state is not None:
-        start = unary(past_state, lambda v: cast(v, F32), "start")
+        for n, m in zip(past_state.shape, shape, strict=True):
+            ctx.require(eq(n, m), "the past state has other sizes than the tokens ask for")
+        start = compute(shape, lambda *i: cast(past_state[i], F32), name="start")
 
     def entry(t: Tensor, b: Expr, at: Expr, column: Expr) -> Expr:
         return cast(t[b, at, column], F32)

@@ -5,6 +5,7 @@ Where the numbers are known while compiling, nothing is left to decide: a known 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 from fusile.ir import control
@@ -18,9 +19,11 @@ ENDLESS = 1 << 62
 """A bound of a loop from here on is no bound: exporters write the largest integer for none."""
 
 
-def _refusal(what: str) -> Exception:
+def _refusal(what: str, condition: Tensor | None = None) -> Exception:
+    """What cannot be a tensor program; another number of dimensions can be one for a condition that is seen."""
     if "dimensions" in what:
-        return Unsettled(what, "Give both the same number of dimensions")
+        asked = "" if condition is None else condition.name
+        return Unsettled(what, "Give both the same number of dimensions", asked)
     return Malformed(what)
 
 
@@ -43,7 +46,8 @@ def if_(ctx: Context, condition: Tensor, *, then_branch: Subgraph, else_branch: 
     if condition.known is not None and control.unlike_ranks(then, other):
         (held,) = condition.known
         return (then_branch if ctx.assume(held) else else_branch).inline(())
-    results, definitions = control.branch(ctx.site, condition, then, other, _refusal)
+    refusal = functools.partial(_refusal, condition=condition)
+    results, definitions = control.branch(ctx.site, condition, then, other, refusal)
     ctx.dim_definitions.extend(definitions)
     return results
 

@@ -132,6 +132,31 @@ def _padded(v: Expr, size: Expr, how: str, align: bool) -> Expr:
 # ---- RoiAlign ----
 
 
+@op("AffineGrid")
+def affine_grid(ctx: Context, theta: Tensor, size: Tensor, *, align_corners: int = 0) -> Tensor:
+    """Positions [n, (depth,) height, width, 2 or 3] of an affine map. -1 and 1 are the corners of the output,
+    or the outer edges of its elements (ONNX AffineGrid-20).
+    """
+    extents = [ctx.extent(n, "size") for n in ctx.values(size)[2:]]
+    if len(extents) not in (2, 3) or theta.rank != 3:
+        raise Malformed(f"takes the sizes of an image or a volume, and matrices, not {len(extents)} sizes")
+
+    def place(at: Expr, n: Expr) -> Expr:
+        where, count = cast(at, theta.dtype), cast(n, theta.dtype)
+        if align_corners:  # a single element has no corners, and lies at the first
+            return select(n < 2, const(-1, theta.dtype), 2 * where / maximum(count - 1, 1) - 1)
+        return (2 * where + 1) / count - 1
+
+    def body(*i: Expr) -> Expr:
+        b, *at, row = i
+        total = theta[b, row, const(len(extents))]
+        for k, (a, n) in enumerate(zip(reversed(at), reversed(extents), strict=True)):
+            total = total + theta[b, row, const(k)] * place(a, n)
+        return total
+
+    return compute((theta.shape[0], *extents, len(extents)), body, name="grid")
+
+
 @op("RoiAlign")
 def roi_align(
     ctx: Context,
