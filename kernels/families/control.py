@@ -20,7 +20,7 @@ ENDLESS = 1 << 62
 
 
 def _refusal(what: str, condition: Tensor | None = None) -> Exception:
-    """What cannot be a tensor program; another number of dimensions can be one for a condition that is seen."""
+    """What cannot be a tensor program; unlike ranks can be one for a condition that is seen."""
     if "dimensions" in what:
         asked = "" if condition is None else condition.name
         return Unsettled(what, "Give both the same number of dimensions", asked)
