@@ -57,9 +57,9 @@ if TYPE_CHECKING:
     from fusile.session_system import OrtDeviceVendorId as OrtDeviceVendorId
     from fusile.session_system import OrtExecutionProviderDevicePolicy as OrtExecutionProviderDevicePolicy
     from fusile.session_system import OrtHardwareDeviceType as OrtHardwareDeviceType
-    from fusile.session_system import OrtMemType as OrtMemType
     from fusile.session_system import OrtMemoryInfo as OrtMemoryInfo
     from fusile.session_system import OrtMemoryInfoDeviceType as OrtMemoryInfoDeviceType
+    from fusile.session_system import OrtMemType as OrtMemType
     from fusile.session_system import OrtSparseFormat as OrtSparseFormat
     from fusile.session_system import OrtValueVector as OrtValueVector
     from fusile.session_system import copy_tensors as copy_tensors

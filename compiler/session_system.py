@@ -210,9 +210,8 @@ _ABSENT: Mapping[str, str] = {
     ),
     "OrtEpAssignedNode OrtEpAssignedSubgraph OrtEpContextData OrtEpContextDataBuffer OrtEpDevice "
     "OrtHardwareDevice OrtSyncStream OrtExternalInitializerInfo "
-    "get_hardware_device_ep_incompatibility_details get_model_compatibility_for_ep_devices SessionObjectInitializer": (
-        "its providers are targets of the compiler"
-    ),
+    "get_hardware_device_ep_incompatibility_details get_model_compatibility_for_ep_devices "
+    "SessionObjectInitializer": ("its providers are targets of the compiler"),
     "SparseTensor SparseCooView SparseCsrView SparseBlockSparseView": "feed the tensor dense",
     "register_execution_provider_library unregister_execution_provider_library": (
         "its providers are targets of the compiler, and foreign libraries cannot be called"
