@@ -50,6 +50,24 @@ if TYPE_CHECKING:
     from fusile.session_options import SessionOptions as SessionOptions
     from fusile.session_options import set_default_logger_severity as set_default_logger_severity
     from fusile.session_options import set_default_logger_verbosity as set_default_logger_verbosity
+    from fusile.session_system import OrtAllocatorType as OrtAllocatorType
+    from fusile.session_system import OrtArenaCfg as OrtArenaCfg
+    from fusile.session_system import OrtCompileApiFlags as OrtCompileApiFlags
+    from fusile.session_system import OrtDeviceMemoryType as OrtDeviceMemoryType
+    from fusile.session_system import OrtDeviceVendorId as OrtDeviceVendorId
+    from fusile.session_system import OrtExecutionProviderDevicePolicy as OrtExecutionProviderDevicePolicy
+    from fusile.session_system import OrtHardwareDeviceType as OrtHardwareDeviceType
+    from fusile.session_system import OrtMemoryInfo as OrtMemoryInfo
+    from fusile.session_system import OrtMemoryInfoDeviceType as OrtMemoryInfoDeviceType
+    from fusile.session_system import OrtMemType as OrtMemType
+    from fusile.session_system import OrtSparseFormat as OrtSparseFormat
+    from fusile.session_system import OrtValueVector as OrtValueVector
+    from fusile.session_system import copy_tensors as copy_tensors
+    from fusile.session_system import create_and_register_allocator as create_and_register_allocator
+    from fusile.session_system import create_and_register_allocator_v2 as create_and_register_allocator_v2
+    from fusile.session_system import get_ep_devices as get_ep_devices
+    from fusile.session_system import set_default_logger_callback as set_default_logger_callback
+    from fusile.session_system import set_global_thread_pool_sizes as set_global_thread_pool_sizes
     from fusile.session_values import IOBinding as IOBinding
     from fusile.session_values import OrtDevice as OrtDevice
     from fusile.session_values import OrtValue as OrtValue
@@ -73,6 +91,11 @@ _HOMES: dict[str, str] = {
         "enable_telemetry_events disable_telemetry_events",
         "session_options": "SessionOptions RunOptions GraphOptimizationLevel ExecutionMode ExecutionOrder "
         "set_default_logger_severity set_default_logger_verbosity",
+        "session_system": "OrtAllocatorType OrtArenaCfg OrtCompileApiFlags OrtDeviceMemoryType "
+        "OrtDeviceVendorId OrtExecutionProviderDevicePolicy OrtHardwareDeviceType OrtMemType OrtMemoryInfo "
+        "OrtMemoryInfoDeviceType OrtSparseFormat OrtValueVector copy_tensors create_and_register_allocator "
+        "create_and_register_allocator_v2 get_ep_devices set_default_logger_callback "
+        "set_global_thread_pool_sizes",
         "session_values": "OrtValue OrtDevice IOBinding",
     }.items()
     for name in names.split()

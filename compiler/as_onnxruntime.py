@@ -41,7 +41,7 @@ _FACE: Mapping[str, Any] = {
             session_system,
             "OrtAllocatorType OrtMemType OrtDeviceMemoryType OrtSparseFormat OrtHardwareDeviceType "
             "OrtMemoryInfoDeviceType OrtCompileApiFlags OrtExecutionProviderDevicePolicy OrtDeviceVendorId "
-            "OrtArenaCfg OrtMemoryInfo OrtValueVector copy_tensors get_ep_devices "
+            "ModelPackageWriteMode OrtArenaCfg OrtMemoryInfo OrtValueVector copy_tensors get_ep_devices "
             "set_global_thread_pool_sizes create_and_register_allocator create_and_register_allocator_v2 "
             "set_default_logger_callback",
         ),
@@ -54,6 +54,10 @@ _STATE: Mapping[str, Any] = {
     "get_default_session_options": session_options.SessionOptions,
     "get_session_initializer": lambda: None,
     "get_hardware_devices": list,
+    "ArenaExtendStrategy": session_system.ArenaExtendStrategy,
+    "OrtCompiledModelCompatibility": session_system.OrtCompiledModelCompatibility,
+    "OrtDeviceEpIncompatibilityReason": session_system.OrtDeviceEpIncompatibilityReason,
+    **{member.name: member for member in session_system.ArenaExtendStrategy},
 }
 _COLLECTION = (
     "InferenceSession OrtValue OrtDevice IOBinding SparseTensor ModelCompiler AdapterFormat copy_tensors "
@@ -92,6 +96,7 @@ def face() -> dict[str, ModuleType]:
         "version": session.FOLLOWED_VERSION,
         "package_name": "fusile",
         "cuda_version": None,
+        "onnxruntime_validation": validation,
         "print_debug_info": lambda: print(session.get_build_info()),
     }
     top = _module("onnxruntime", outer, package=True)

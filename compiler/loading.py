@@ -82,7 +82,7 @@ def read(source: Any, options: Options, known: Callable[[str, str], bool] = defi
         model.domain or "",
         model.doc_string or "",
         model.graph.doc_string or "",
-        model.model_version or 0,
+        model.model_version,
         dict(model.metadata_props),
         tuple(
             (name, f"tensor({TENSOR_NAMES[element]})", shape)

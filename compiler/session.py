@@ -36,6 +36,9 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 _TARGETS: Mapping[str, Target] = {CPU: "native", CUDA: "cuda"}
 
+_NO_VERSION = 2**63 - 1
+"""What onnxruntime answers for a model that does not say its version."""
+
 ProviderOptions = dict[Any, Any]
 Provider = str | tuple[str, ProviderOptions]
 
@@ -349,7 +352,7 @@ class InferenceSession:
             domain=info.domain,
             description=info.description,
             graph_description=info.graph_description,
-            version=info.version,
+            version=_NO_VERSION if info.version is None else info.version,
             custom_metadata_map=dict(info.metadata),
         )
 

@@ -188,6 +188,12 @@ class SessionOptions(_Settings):
     def set_provider_selection_policy_delegate(self, delegate: object) -> None:
         """Taken and not used, as `set_provider_selection_policy`."""
 
+    def set_ep_context_data_read_func(self, function: object) -> None:
+        """Taken and not used: no model here holds contexts of providers."""
+
+    def clear_ep_context_data_read_func(self) -> None:
+        """Nothing to clear."""
+
     def set_load_cancellation_flag(self, value: bool) -> None:
         """Taken and not used: loading a model that was compiled before takes no time to cancel."""
 

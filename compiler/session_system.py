@@ -48,6 +48,27 @@ OrtExecutionProviderDevicePolicy = _enumeration(
         "MIN_OVERALL_POWER": 6,
     },
 )
+ModelPackageWriteMode = _enumeration("ModelPackageWriteMode", {"PRESERVE": 0, "DENSE": 1})
+ArenaExtendStrategy = _enumeration("ArenaExtendStrategy", {"kNextPowerOfTwo": 0, "kSameAsRequested": 1})
+OrtCompiledModelCompatibility = _enumeration(
+    "OrtCompiledModelCompatibility",
+    {
+        "EP_NOT_APPLICABLE": 0,
+        "EP_SUPPORTED_OPTIMAL": 1,
+        "EP_SUPPORTED_PREFER_RECOMPILATION": 2,
+        "EP_UNSUPPORTED": 3,
+    },
+)
+OrtDeviceEpIncompatibilityReason = _enumeration(
+    "OrtDeviceEpIncompatibilityReason",
+    {
+        "NONE": 0,
+        "DRIVER_INCOMPATIBLE": 1,
+        "DEVICE_INCOMPATIBLE": 2,
+        "MISSING_DEPENDENCY": 4,
+        "UNKNOWN": -(1 << 31),
+    },
+)
 OrtDeviceVendorId = _enumeration(
     "OrtDeviceVendorId",
     {
@@ -163,7 +184,16 @@ def set_default_logger_callback(callback: Callable[..., None] | None, severity: 
         LOGGER.addHandler(_Told(callback))
 
 
-class _Absent:
+class _AbsentType(type):
+    """Lets the class methods of what is absent say so too."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return cls
+
+
+class _Absent(metaclass=_AbsentType):
     """Something of onnxruntime's that fusile has not. Making one, or calling it, says so."""
 
     why = ""
@@ -174,11 +204,14 @@ class _Absent:
 
 _ABSENT: Mapping[str, str] = {
     "AdapterFormat LoraAdapter": "give the model its adapted weights with fusile.compile(model, weights=...)",
-    "ModelCompiler ModelPackage ModelPackageComponentContext ModelPackageContext ModelPackageOptions": (
+    "ModelCompiler ModelPackage ModelPackageComponentContext ModelPackageContext ModelPackageOptions "
+    "get_compatibility_info_from_model get_compatibility_info_from_model_bytes": (
         "fusile.compile(model).save(path) writes compiled models"
     ),
     "OrtEpAssignedNode OrtEpAssignedSubgraph OrtEpContextData OrtEpContextDataBuffer OrtEpDevice "
-    "OrtHardwareDevice OrtSyncStream OrtExternalInitializerInfo": "its providers are targets of the compiler",
+    "OrtHardwareDevice OrtSyncStream OrtExternalInitializerInfo "
+    "get_hardware_device_ep_incompatibility_details get_model_compatibility_for_ep_devices "
+    "SessionObjectInitializer": ("its providers are targets of the compiler"),
     "SparseTensor SparseCooView SparseCsrView SparseBlockSparseView": "feed the tensor dense",
     "register_execution_provider_library unregister_execution_provider_library": (
         "its providers are targets of the compiler, and foreign libraries cannot be called"

@@ -142,6 +142,11 @@ class OrtValue:
     def is_sparse_tensor(self) -> bool:
         return False
 
+    @staticmethod
+    def ort_value_from_sparse_tensor(sparse_tensor: object) -> OrtValue:
+        """Refused: values are dense. Raises RuntimeError."""
+        raise RuntimeError("Sparse tensors are no values here: give the tensor dense")
+
     def as_sparse_tensor(self) -> object:
         """Refused: values are dense. Raises RuntimeError."""
         raise RuntimeError("The OrtValue holds no sparse tensor")

@@ -303,7 +303,7 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
     attribute = given[0]
     match attribute.type:
         case ir.AttributeType.TENSOR:
-            tensor = attribute.as_tensor()
+            tensor: ir.TensorProtocol = attribute.value  # as_tensor asks for a protocol, member by member
             return ir.LazyTensor(lambda: tensor, tensor.dtype, ir.Shape(tensor.shape.numpy()), cache=True)
         case ir.AttributeType.INT | ir.AttributeType.INTS:
             return ir.tensor(np.array(attribute.value, np.int64))

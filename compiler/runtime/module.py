@@ -72,7 +72,7 @@ class ModelInfo:
     domain: str = ""
     description: str = ""
     graph_description: str = ""
-    version: int = 0
+    version: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     overridable: Sequence[tuple[str, str, Sequence[int]]] = ()
 

@@ -120,3 +120,45 @@ def test_scripts_run_with_the_name_taken(tmp_path: Path) -> None:
         [*command[:3], "nowhere.py"], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, "no script" in done.stderr) == (2, True)
+
+
+def test_a_compilation_does_not_import_sympy(small_path: Path) -> None:
+    code = """
+import sys, fusile
+fusile.check(sys.argv[1]), fusile.compile(sys.argv[1])
+assert "onnx_ir" in sys.modules and "sympy" not in sys.modules
+import onnx_ir, sympy
+dim = onnx_ir.SymbolicDim("max(a, 3)") + 2
+print(dim, isinstance(dim._expr, sympy.Expr), sympy.__version__ != "")
+"""
+    pytest.importorskip("sympy")
+    assert python(code, str(small_path)).split()[-2:] == ["True", "True"]
+
+
+def test_every_name_of_onnxruntime_is_there() -> None:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    from fusile.as_onnxruntime import face
+
+    made = face()
+    own = {"contextlib", "import_capi_exception", "DeviceReset"}
+    for real, name in ((onnxruntime, "onnxruntime"), (state, "onnxruntime.capi.onnxruntime_pybind11_state")):
+        missing = [n for n in dir(real) if n[0] != "_" and n not in own and not hasattr(made[name], n)]
+        assert missing == [], name
+    for kind in ("SessionOptions", "RunOptions", "IOBinding", "OrtValue", "OrtDevice", "InferenceSession"):
+        real, mine = getattr(onnxruntime, kind), getattr(made["onnxruntime"], kind)
+        missing = [n for n in dir(real) if n[0] != "_" and not hasattr(mine, n)]
+        assert missing == [], kind
+
+
+def test_what_fusile_has_not_says_so_when_it_is_used() -> None:
+    from fusile.as_onnxruntime import face
+    from fusile.session_errors import NotImplemented as Refusal
+
+    made = face()["onnxruntime"]
+    for name in ("LoraAdapter", "ModelCompiler", "SparseTensor", "register_execution_provider_library"):
+        with pytest.raises(Refusal, match=f"fusile has no {name}"):
+            getattr(made, name)("x")
+    with pytest.raises(Refusal, match="fusile has no SparseTensor"):
+        made.SparseTensor.sparse_coo_from_numpy([2], [1.0], [0], None)

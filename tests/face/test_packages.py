@@ -111,6 +111,7 @@ PACKAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PACKAGES)
 def test_packages_answer_as_on_onnxruntime(name: str, tmp_path: Path) -> None:
     package = PACKAGES[name]

@@ -117,6 +117,15 @@ def metadata(o: Any, folder: Path) -> Any:
     return [getattr(meta, name) for name in names.split()]
 
 
+@program
+def metadata_that_is_not_there(o: Any, folder: Path) -> Any:
+    proto = onnx.load_model_from_string(model())
+    proto.ClearField("model_version")
+    proto.ClearField("producer_name")
+    meta = o.InferenceSession(proto.SerializeToString()).get_modelmeta()
+    return meta.version, meta.producer_name, meta.domain
+
+
 # ---- runs
 
 
@@ -350,6 +359,34 @@ def devices(o: Any, folder: Path) -> Any:
 def values_of_a_session(o: Any, folder: Path) -> Any:
     value = o.InferenceSession(model()).create_ortvalue_from_shape_and_type((2, 2), np.float32, "cpu")
     return value.shape(), value.data_type(), value.device_name()
+
+
+@program
+def two_sessions_share_bound_memory(o: Any, folder: Path) -> Any:
+    first, second = o.InferenceSession(model()), o.InferenceSession(one("Neg", ["N", 3]))
+    between = o.OrtValue.ortvalue_from_shape_and_type((2, 3), np.float32)
+    before, after = first.io_binding(), second.io_binding()
+    before.bind_cpu_input("x", X)
+    before.bind_ortvalue_output("z", between)
+    after.bind_ortvalue_input("x", between)
+    after.bind_output("y")
+    first.run_with_iobinding(before)
+    second.run_with_iobinding(after)
+    return after.copy_outputs_to_cpu()
+
+
+@program
+def threads_share_a_session(o: Any, folder: Path) -> Any:
+    session, found = o.InferenceSession(model()), {}
+
+    def work(number: int) -> None:
+        for _ in range(5):
+            found[number] = session.run(["y"], {"x": np.full((number, 3), number, np.float32)})
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 6)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    return sorted((number, _plain(answer)) for number, answer in found.items())
 
 
 # ---- options

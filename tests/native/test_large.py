@@ -73,12 +73,12 @@ def _expected(folder: Path, layers: int, width: int) -> np.ndarray:
     return y
 
 
-def _run(path: Path, layers: int, width: int, folder: Path) -> tuple[np.ndarray, int]:
+def _run(path: Path, layers: int, width: int, folder: Path, *, cached: bool) -> tuple[np.ndarray, int]:
     """The answer of a fresh process, and the most memory that it had."""
     answer = folder / "y.npy"
     command = [sys.executable, "-c", RUN, str(path), str(layers), str(width), str(answer)]
     environment = os.environ | {"FUSILE_CACHE_DIR": str(folder / "cache")}
-    environment.pop("FUSILE_CACHE", None)
+    environment["FUSILE_CACHE"] = "1" if cached else "0"
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return np.load(answer), int(done.stdout) * 1024
@@ -96,10 +96,10 @@ def test_memory_stays_within_the_weights(layers: int, width: int, tmp_path: Path
     try:
         path = _model(tmp_path, layers, width)
         want = _expected(tmp_path, layers, width)
-        for _ in ("cold", "warm"):
-            got, peak = _run(path, layers, width, tmp_path)
+        for start in ("cold", "warm", "no cache"):
+            got, peak = _run(path, layers, width, tmp_path, cached=start != "no cache")
             np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3 * float(np.abs(want).max()))
-            print(f"peak {peak // MEGABYTE} MB for {size // MEGABYTE} MB of weights")
+            print(f"{start}: peak {peak // MEGABYTE} MB for {size // MEGABYTE} MB of weights")
             assert peak <= size + SPARE, f"{peak // MEGABYTE} MB for {size // MEGABYTE} MB of weights"
     finally:
         for large in (tmp_path / "weights.bin", tmp_path / "cache"):
