@@ -30,7 +30,7 @@ demo: $(VENV)/demo-extras
 
 test: $(VENV)/test-extras lint
 	$(install)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/test-extras types
 	$(BIN)/ruff check .
