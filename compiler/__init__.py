@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     def as_onnxruntime() -> ModuleType: ...
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES: dict[str, str] = {
     name: home

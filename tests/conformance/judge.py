@@ -133,8 +133,8 @@ def judge(backend: str, chosen: list[str], jobs: int) -> dict[str, str]:
                 verdicts[key] = f"hang: over {SECONDS} s"
                 s.stop()
                 s.start()
-            if key in verdicts and sys.stderr.isatty():
-                print(f"\r{backend} {len(verdicts)} of {len(chosen)}", end="", file=sys.stderr)
+            if key in verdicts and len(verdicts) % 100 == 0:
+                print(f"{backend} {len(verdicts)} of {len(chosen)}", file=sys.stderr, flush=True)
     for s in servers:
         s.stop()
     return {key: verdicts[key] for key in chosen}

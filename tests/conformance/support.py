@@ -105,6 +105,8 @@ def counts(backend: str) -> dict[str, tuple[int, int]]:
     and whole models, belong to none.
     """
     failed, types = stored(backend), without_types(backend)
+    if not (RESULTS / f"{backend}.json").exists():
+        return {}
     found: dict[str, tuple[int, int]] = {}
     for case in cases():
         if case.kind == "node" and "_expanded" not in case.name and case.key not in types:

@@ -1,4 +1,4 @@
-"""g: kernels for Numba on a GPU, made by fusile 0.1.0 from an ONNX graph.
+"""g: kernels for Numba on a GPU, made by fusile 0.2.0 from an ONNX graph.
 
     fusile emit MODEL.onnx --to cuda
     graph sha256:722418ca4c10d86eff755602d1f04ba4bfc218baa81a23d4e0b91966fba92e16

@@ -1,4 +1,4 @@
-"""g: kernels for Numba on a CPU, made by fusile 0.1.0 from an ONNX graph.
+"""g: kernels for Numba on a CPU, made by fusile 0.2.0 from an ONNX graph.
 
     fusile emit MODEL.onnx --to numba
     graph sha256:5c496ea1a7f01f94c3fe895a634cf1db4b4509cbdef0634aaa032f1cefddb3ab
