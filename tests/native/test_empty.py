@@ -58,6 +58,30 @@ ONE_LESS = {
 }
 
 
+WINDOWS = {
+    "Conv": "w = Constant <value = float[1, 1, 3] {1.0, 2.0, 3.0}> () y = Conv (x, w)",
+    "MaxPool": "y = MaxPool <kernel_shape = [3]> (x)",
+    "AveragePool": "y = AveragePool <kernel_shape = [3]> (x)",
+    "Pad": "by = Constant <value_ints = [0, 0, -2, 0, 0, 0]> () y = Pad (x, by)",
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_less_than_a_window_is_refused(name: str, reference: Reference) -> None:
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["" : 18]> g (float[1, 1, n] x) => (float[1, 1, m] y) {{
+            {WINDOWS[name]}
+        }}"""
+    ).SerializeToString()
+    module = fusile.compile(model)
+    feeds = {"x": np.arange(5, dtype=np.float32).reshape(1, 1, 5)}
+    assert_close(module(**feeds), reference(model, feeds))
+    assert module(np.zeros((1, 1, 2), np.float32))[0].shape == (1, 1, 0)
+    for n in (0, 1):
+        with pytest.raises(RunError):
+            module(np.zeros((1, 1, n), np.float32))
+
+
 @pytest.mark.parametrize("name", ONE_LESS)
 def test_one_less_than_a_size_may_be_no_size(name: str, reference: Reference) -> None:
     model = onnx.parser.parse_model(
