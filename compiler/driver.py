@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -289,11 +290,28 @@ def _examined(loaded: Loaded, options: Options) -> HostModule:
     return host.examine(loaded, options)
 
 
+@contextmanager
+def without_host(loaded: Loaded, options: Options, what: str) -> Iterator[None]:
+    """Around work that makes `what` of a model, in which the host part has no form: raises UnsupportedError
+    with everything that needs it.
+    """
+    if not needs_host(loaded.model):
+        try:
+            yield
+            return
+        except UnsettledError:
+            pass
+    from fusile import host
+
+    raise host.without_form(_examined(loaded, options), what)
+
+
 def explain(source: Any, options: Options) -> ExplainReport:
     """What compiling a model makes of it, and why. Nothing is compiled to machine code."""
     trace = Trace()
     loaded = read(artefacts.plain(source), options)
-    made = plan(loaded, options, target_of(options), trace)
+    with without_host(loaded, options, "kernels"):
+        made = plan(loaded, options, target_of(options), trace)
     return reports.explain(model_name(source), options, trace.program, trace.groups, made, trace.log)
 
 

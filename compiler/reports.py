@@ -127,9 +127,7 @@ def _host_notes(hosted: HostModule) -> list[str]:
         told = ", ".join(f"{show_word(op)} ({n})" for op, n in counts.most_common(8))
         notes.append(f"it needs the host part of a process, and has no form in a file: {told}")
     notes += [f"compiled when its inputs are seen: {gap}" for gap in hosted.open]
-    if not notes:
-        notes.append("an input is of unknown rank: the model is compiled when one is seen")
-    return notes
+    return notes or [f"it has no form in a file: {gap}" for gap in hosted.gaps]
 
 
 def _elements(tensor: ir.TensorProtocol) -> int:

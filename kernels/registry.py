@@ -202,7 +202,7 @@ class Context:
         known = ix.number(value)
         if known is not None and known < 0:
             raise Malformed(f"a size is negative: {known}")
-        return value if ix.nonnegative(ix.poly(value)) else self.size(value, hint)
+        return value if ix.never_negative(ix.poly(value)) else self.size(value, hint)
 
     def _scalar(self, value: Expr, hint: str) -> Expr:
         """A value read when run that may be negative: kept as a difference of two sizes, so that dims stay at

@@ -6,5 +6,6 @@ like a model of its own. Nothing imports this package for a graph that does not 
 """
 
 from fusile.host.assemble import build, examine
+from fusile.host.module import without_form
 
-__all__ = ["build", "examine"]
+__all__ = ["build", "examine", "without_form"]

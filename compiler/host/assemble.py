@@ -21,7 +21,7 @@ from fusile.frontend.types import declare_missing
 from fusile.graph.opsets import file_opset
 from fusile.graph.types import is_numeric
 from fusile.host import values
-from fusile.host.module import HostModule, without_file
+from fusile.host.module import HostModule, without_form
 from fusile.host.partition import (
     HostPart,
     RegionPart,
@@ -61,8 +61,7 @@ def build(loaded: Loaded, options: Options, target: TargetSpec, progress: Progre
 
     loaded.watch.end(loaded.model)
     if not artefacts.runs_here(target):
-        made = examine(loaded, options)
-        raise without_file((*made.host_nodes, *made.open))
+        raise without_form(examine(loaded, options), "a file")
     return assemble(loaded, compile)
 
 
@@ -193,7 +192,7 @@ class _Assembly:
                 )
             )
             return None
-        self.host_nodes.append(Gap(*where, "it runs in the host part"))
+        self.host_nodes.append(Gap(*where, _in_host(node)))
         for value in node.outputs:
             self._declare(value, sure=False)
         bodies = {}
@@ -330,6 +329,11 @@ def _reason(node: ir.Node) -> str:
     if kinds:
         return f"fusile has no definition of this operator for {', '.join(kinds)}"
     return "fusile has no definition of this operator"
+
+
+def _in_host(node: ir.Node) -> str:
+    kinds = dict.fromkeys(_kinds(node))
+    return f"it runs in the host part, for {', '.join(kinds)}" if kinds else "it runs in the host part"
 
 
 def _kinds(node: ir.Node) -> Iterator[str]:

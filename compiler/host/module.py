@@ -51,15 +51,33 @@ class HostModule(Module):
     def save(
         self, path: str | os.PathLike[str], *, embed: bool = True, linker: str | None = None
     ) -> tuple[Path, ...]:
-        raise without_file((*self.host_nodes, *self.open))
+        raise without_form(self, "a file")
+
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        """Why the graph needs the host part: nodes, or else inputs that ask for it, or else outputs."""
+        return (
+            (*self.host_nodes, *self.open)
+            or tuple(gap for port in self.inputs if (gap := _asked_for("Input", port)))
+            or tuple(gap for port in self.outputs if (gap := _asked_for("Output", port)))
+        )
 
 
-def without_file(gaps: Sequence[Gap]) -> UnsupportedError:
-    """The error for a graph that needs the host part, because of `gaps`, and shall become a file."""
+def _asked_for(kind: str, port: Port) -> Gap | None:
+    """Why a port asks for the host part; None where it is a tensor of numbers whose rank is known."""
+    if port.dtype is None or port.dtype.hasobject:
+        way_out = "Leave it out of the model" if kind == "Input" else ""
+        return Gap(kind, "", port.name, None, f"{port.type} is a value of the host part", way_out)
+    if port.shape is None:
+        reason = f"{port.type} of unknown rank, for which the model is compiled once it is seen"
+        return Gap(kind, "", port.name, None, reason, "Give it a shape in the model")
+    return None
+
+
+def without_form(module: HostModule, what: str) -> UnsupportedError:
+    """The error for a graph that needs the host part, and shall become `what`."""
     return UnsupportedError(
-        gaps,
-        "The model needs a process to run in, and has no form in a file"
-        if gaps
-        else "The model has inputs of unknown rank: it is compiled once they are seen, and never to a file",
+        module.gaps,
+        f"The model needs the host part of a process, which has no form in {what}",
         todo="Run it in a process with fusile.compile or fusile.InferenceSession",
     )

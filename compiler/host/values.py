@@ -43,11 +43,13 @@ def dtype_of(element: int) -> np.dtype[Any]:
 
 
 def port_of(name: str, found: Any, dims: Sequence[int | str | None] | None) -> Port:
-    """The port of a value."""
+    """The port of a value. `dims` are those of a tensor, or of the tensor in an optional."""
     if isinstance(found, ir.TensorType):
         dtype = dtype_of(int(found.dtype))
         return Port(name, type_name(found), dtype, None if dims is None else tuple(dims))
-    return Port(name, type_name(found), None, None)
+    if not isinstance(found, ir.OptionalType) or not isinstance(_inner(found), ir.TensorType):
+        dims = None
+    return Port(name, type_name(found), None, None if dims is None else tuple(dims))
 
 
 def settled(value: Value, found: Any, name: str) -> Value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +17,19 @@ from fusile.errors import Gap, InvalidModelError, UnsettledError, UnsupportedErr
 from fusile.graph.opsets import file_opset
 from fusile.ir import control
 from fusile.ir import index as ix
-from fusile.ir.expr import Axis, Const, Dim, Expr, Guard, Load, Reduce, const, dim, nodes, substitute
-from fusile.ir.tensor import Body, Compute, Program, Scan, Tensor, as_shape, collect, compute, stage_reads
+from fusile.ir.expr import Axis, Const, Dim, Expr, Guard, Load, Reduce, as_expr, const, dim, nodes, substitute
+from fusile.ir.tensor import (
+    Body,
+    Compute,
+    Program,
+    Scan,
+    Stage,
+    Tensor,
+    as_shape,
+    collect,
+    compute,
+    stage_reads,
+)
 from fusile.ir.types import BY_CODE
 from fusile.kernels.precision import call_wide
 from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsettled, Unsupported
@@ -128,16 +139,28 @@ class _Lowering:
             # and so is what a branch or a loop finds memory for.
             elsewhere = t.stage is None or t in outputs or control.made_late(t)
             outputs.append(_copy(t, str(v.name)) if elsewhere else t)
+        stages = collect([*outputs, *self._needed()], self.ctx.dim_definitions)
+        self._require_sizes(stages)
         made = Program(
             self.graph.name or "model",
             (*inputs, *self.captured.values()),
             tuple(outputs),
             tuple(str(v.name) for v in self.graph.outputs),
-            collect([*outputs, *self._needed()], self.ctx.dim_definitions),
+            stages,
             tuple(self.ctx.dim_definitions),
             tuple(self.ctx.requirements),
         )
         return made if self.parent is None else replace(made, parameters=control.parameters(made))
+
+    def _require_sizes(self, stages: Iterable[Stage]) -> None:
+        """Check when run that no tensor's size is below 0, where that cannot be proven: a window may be
+        larger than what it slides over.
+        """
+        for s in stages:
+            for n in dict.fromkeys(n for t in s.outs for n in t.shape):
+                if ix.number(n) is None and not ix.never_negative(ix.poly(n)):
+                    self.ctx.site = s.origin
+                    self.ctx.require(as_expr(0) <= n, "a size would be negative")
 
     def find(self, name: str) -> Tensor | None:
         """A value by its name, of this graph or of one around it."""

@@ -37,7 +37,8 @@ class Port:
     `type` is ONNX's name of the type, such as `tensor(float)` or `seq(tensor(int64))`. `dtype` is the
     numpy (or ml_dtypes) type of a tensor's elements, `object` for strings, and None for what is no
     tensor. A dimension in `shape` is a size, a symbol's name, or None where the model says nothing;
-    `shape` itself is None where the rank is unknown and for what is no tensor.
+    `shape` itself is None where the rank is unknown and for what is no tensor; that of an optional tensor is
+    the tensor's.
     """
 
     name: str

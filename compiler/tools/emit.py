@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fusile import frontend
+from fusile import driver, frontend
 from fusile.errors import UsageError
 from fusile.graph.cleanup import clean_up
+from fusile.loading import read
 from fusile.options import SOURCE_TARGETS, Options
 from fusile.tools.outputs import claim_folder
 
@@ -45,9 +46,13 @@ def emit(
     options = options.with_(target=to)
     _refuse_unused(options)
     backend = importlib.import_module(_FRAMEWORKS.get(to) or _KERNELS[to])
+    if to in _KERNELS:
+        loaded = read(source, options)
+        with driver.without_host(loaded, options, f"{to} source"):
+            folder = claim_folder(out, _WRITTEN, force)
+            return cast("EmitReport", backend.emit(loaded.model, Path(folder), options))
     model = frontend.load(source, dims=options.dims)
-    if to in _FRAMEWORKS:
-        _prepare(model, backend.FRAMEWORK.rows)
+    _prepare(model, backend.FRAMEWORK.rows)
     folder = claim_folder(out, _WRITTEN, force)
     return cast("EmitReport", backend.emit(model, Path(folder), options))
 

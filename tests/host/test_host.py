@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
+import onnxruntime
 import pytest
 from host_models import MODELS, HostModel, normal, scalar, strings, whole
 from onnx import TensorProto, helper
@@ -151,6 +154,113 @@ def test_a_file_is_refused_with_the_nodes(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="SequenceAt") as caught:
         module.save(tmp_path / "m.so")
     assert caught.value.exit_code == 3
+
+
+UNREAD: dict[str, tuple[onnx.TypeProto, Any]] = {
+    "strings": (helper.make_tensor_type_proto(TensorProto.STRING, ["n"]), strings("a", "b")),
+    "strings of any rank": (helper.make_tensor_type_proto(TensorProto.STRING, None), strings("a")),
+    "a sequence": (
+        helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2])),
+        [normal(RNG, 2)],
+    ),
+    "an optional": (
+        helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2, "n"])),
+        normal(RNG, 2, 3),
+    ),
+    "an optional sequence": (
+        helper.make_optional_type_proto(
+            helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2]))
+        ),
+        [normal(RNG, 2)],
+    ),
+}
+
+
+def with_unread(kind: onnx.TypeProto, *more: onnx.NodeProto) -> onnx.ModelProto:
+    """The negative of x, with an input s that only `more` nodes read."""
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
+    graph = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["y"]), *more],
+        "g",
+        [ports[0], helper.make_value_info("s", kind)],
+        [ports[1], *(helper.make_value_info(node.output[0], kind) for node in more)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_an_input_that_nothing_reads_may_be_of_any_type(name: str, tmp_path: Path) -> None:
+    kind, value = UNREAD[name]
+    proto = with_unread(kind)
+    feeds = {"x": normal(RNG, 2), "s": value}
+    sessions = [
+        maker(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        for maker in (fusile.InferenceSession, onnxruntime.InferenceSession)
+    ]
+    ours, theirs = (
+        [[(p.name, p.type, p.shape) for p in (*s.get_inputs(), *s.get_outputs())], *s.run(None, feeds)]
+        for s in sessions
+    )
+    assert ours[0] == theirs[0]
+    np.testing.assert_array_equal(ours[1], theirs[1])
+    with pytest.raises(UnsupportedError, match=r"'s'.*is a value of the host part.*Leave it out"):
+        fusile.compile(proto).save(tmp_path / "m.so")
+    assert "'s'" in " ".join(fusile.check(proto).notes)
+
+
+WITHOUT_FORM = {
+    "explain": lambda proto, folder: fusile.explain(proto),
+    "numba": lambda proto, folder: fusile.emit(proto, "numba", folder / "n"),
+    "cuda": lambda proto, folder: fusile.emit(proto, "cuda", folder / "c"),
+    "another machine": lambda proto, folder: fusile.compile(proto, target_triple="aarch64-linux-gnu"),
+}
+WANTED = {
+    "nodes": (MODELS["a loop that collects into a sequence"].proto(), {"SequenceEmpty", "Loop"}),
+    "a table of strings": (
+        onnx.parser.parse_model(
+            """<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 2]>
+            g (string[n] s) => (int64[n] y) {
+                y = ai.onnx.ml.LabelEncoder<keys_strings = ["a"], values_int64s = [1]>(s)
+            }"""
+        ),
+        {"LabelEncoder"},
+    ),
+    "strings that pass": (
+        with_unread(UNREAD["strings"][0], helper.make_node("Identity", ["s"], ["t"])),
+        {"Input"},
+    ),
+    "an unknown rank": (unranked(helper.make_node("Neg", ["x"], ["y"])), {"Input"}),
+}
+
+
+@pytest.mark.parametrize("what", WITHOUT_FORM)
+@pytest.mark.parametrize("name", WANTED)
+def test_what_has_no_host_part_says_what_needs_one(name: str, what: str, tmp_path: Path) -> None:
+    proto, wanted = WANTED[name]
+    with pytest.raises(UnsupportedError, match="needs the host part of a process") as caught:
+        WITHOUT_FORM[what](proto, tmp_path)
+    assert wanted <= {gap.op_type for gap in caught.value.gaps}
+    assert all(gap.node and gap.reason for gap in caught.value.gaps)
+    assert "Run it in a process with fusile.compile" in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("command", [["explain"], ["emit", "--to", "numba"]])
+def test_the_command_line_refuses_what_needs_the_host_part(command: list[str], tmp_path: Path) -> None:
+    onnx.save(MODELS["a loop that collects into a sequence"].proto(), tmp_path / "m.onnx")
+    ended = subprocess.run(
+        [sys.executable, "-m", "fusile.cli", *command, "m.onnx", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 3, ended.stderr
+    told = json.loads(ended.stdout)
+    assert (told["ok"], told["exit"]) == (False, 3)
+    assert (
+        "for seq(tensor(float))" in next(g for g in told["gaps"] if g["op_type"] == "SequenceEmpty")["reason"]
+    )
+    assert "SequenceEmpty" in ended.stderr and "Run it in a process" in ended.stderr
 
 
 def test_an_unknown_operator_is_named_beside_known_ones() -> None:
