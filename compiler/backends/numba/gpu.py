@@ -32,6 +32,8 @@ class Gpu:
 
     def alloc(self, p: KernelPrinter, buffer: Buffer, shape: str, word: str) -> str:
         where = "shared" if buffer in launch_of(p.kernel).shared else "local"
+        if ix.number(ix.product(buffer.shape)) == 0:  # to Numba a size of 0 means one that the launch decides
+            shape = f"({', '.join(['1'] * len(buffer.shape))},)"
         return f"cuda.{where}.array({shape}, {word})"
 
     def loops(self, p: KernelPrinter, s: For) -> bool:
