@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from fusile.host.region import Compile, Known, Region, Source, Template
 from fusile.ir import index as ix
 from fusile.ir.tensor import Program
 from fusile.kernels import host as _definitions  # noqa: F401  (fills the table)
-from fusile.kernels.host.registry import HOST_OPERATORS
+from fusile.kernels.host.registry import HOST_OPERATORS, HostContext
 from fusile.loading import Loaded, read
 from fusile.options import Options
 from fusile.passes.to_tensor import lower
@@ -201,7 +201,7 @@ class _Assembly:
                 self._declare(value, sure=False)
             bodies[name] = self._program(graph)
         return NodeStep(
-            str(node.name),
+            HostContext(str(node.name), _elements(node.inputs), _elements(node.outputs)),
             node.op_type,
             definition,
             tuple(None if value is None else self._operand(self._source(value)) for value in node.inputs),
@@ -329,6 +329,10 @@ def _reason(node: ir.Node) -> str:
     if kinds:
         return f"fusile has no definition of this operator for {', '.join(kinds)}"
     return "fusile has no definition of this operator"
+
+
+def _elements(declared: Iterable[ir.Value | None]) -> tuple[np.dtype[Any] | None, ...]:
+    return tuple(None if value is None else values.element_of(value.type) for value in declared)
 
 
 def _in_host(node: ir.Node) -> str:
