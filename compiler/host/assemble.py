@@ -18,6 +18,7 @@ from onnx_ir import serde
 from fusile import artefacts, driver
 from fusile.errors import Gap, InvalidModelError, UnsettledError, UnsupportedError
 from fusile.frontend.types import declare_missing
+from fusile.graph.cleanup import take_branches
 from fusile.graph.opsets import file_opset
 from fusile.graph.types import is_numeric
 from fusile.host import values
@@ -38,7 +39,7 @@ from fusile.kernels import host as _definitions  # noqa: F401  (fills the table)
 from fusile.kernels.host.registry import HOST_OPERATORS, HostContext
 from fusile.loading import Loaded, read
 from fusile.options import Options
-from fusile.passes.to_tensor import lower
+from fusile.passes.to_tensor import known_flags, lower
 from fusile.report import Progress
 from fusile.runtime.module import ModelInfo, Module, Port, Signature, Value, element_of
 from fusile.target import TargetSpec
@@ -97,6 +98,9 @@ class _Looked(Module):
 
 def assemble(loaded: Loaded, compile: Compile, copied: bool = True) -> HostModule:
     """The module; `compile` makes its regions, out of models that hold the weights if they are `copied`."""
+    while any(True for node in loaded.model.graph for _ in inner_graphs(node)):
+        if not take_branches(loaded.model, known_flags(loaded.model)):
+            break  # else what was inside of a branch may be known as well
     declare_missing(loaded.model)
     same = forward_identities(loaded.model)
     seen: frozenset[str] = frozenset()

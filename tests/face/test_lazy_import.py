@@ -139,7 +139,7 @@ def test_a_check_imports_nothing_that_compiles(small_path: Path) -> None:
     code = """
 import sys, fusile
 assert fusile.check(sys.argv[1]).supported
-parts = "driver", "building", "schedule", "backends.native.build", "passes.lower", "passes.strict", "host"
+parts = "driver", "building", "schedule", "backends.native.build", "passes.lower", "host"
 print([part for part in parts if f"fusile.{part}" in sys.modules])
 """
     assert python(code, str(small_path)).strip() == "[]"
