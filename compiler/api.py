@@ -38,9 +38,9 @@ def compile(source: Source, *, progress: Progress = silent, **options: Any) -> M
 def check(source: Source, **options: Any) -> CheckReport:
     """What compiling the model would meet: coverage, size, what would not work and why. Reads no weights."""
     import_onnx_ir()
-    from fusile import driver
+    from fusile import checking
 
-    return driver.check(source, make_options(**options))
+    return checking.check(source, make_options(**options))
 
 
 def explain(source: Source, **options: Any) -> ExplainReport:

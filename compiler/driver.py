@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
 
@@ -16,7 +16,7 @@ from fusile.artefacts import target_of
 from fusile.backends.native import scalars
 from fusile.backends.native.build import Objects
 from fusile.building import Job
-from fusile.errors import Gap, UnsettledError, UnsupportedError, UsageError
+from fusile.errors import UnsettledError, UsageError
 from fusile.graph.text import graph_text
 from fusile.ir.loops import Buffer, Kernel, kernel_text
 from fusile.ir.plan import Plan, Variant, plan_text
@@ -31,15 +31,12 @@ from fusile.passes.inline import Log
 from fusile.passes.lower import lower as lower_group
 from fusile.passes.plan_memory import arguments, build_plan
 from fusile.passes.to_tensor import lower
-from fusile.report import CheckReport, ExplainReport, Progress, silent
+from fusile.report import ExplainReport, Progress, silent
 from fusile.runtime.abi import PlanInterface
 from fusile.runtime.module import Module
 from fusile.schedule import cpu
 from fusile.schedule.tiles import Registers
 from fusile.target import TargetSpec
-
-if TYPE_CHECKING:
-    from fusile.host.module import HostModule
 
 
 @dataclass(slots=True)
@@ -185,13 +182,6 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
     return made
 
 
-FRAMEWORKS: dict[str, str] = {
-    "torch": "fusile.backends.framework.torch",
-    "keras": "fusile.backends.framework.keras",
-}
-"""Targets that are source of a framework, and where their rows are."""
-
-
 def compile(source: Any, options: Options, progress: Progress) -> Module:
     """A module of the model: one that was compiled before where the cache has it, else a new one."""
     return artefacts.compile(source, options, progress)
@@ -253,43 +243,6 @@ def _job(source: Any, options: Options, progress: Progress, region: bool = False
     )
 
 
-def check(source: Any, options: Options) -> CheckReport:
-    """What compiling a model would meet. Raises for a broken or unsafe model, never for operators without a
-    form here.
-    """
-    name, source = model_name(source), artefacts.plain(source)
-    program: Program | None = None
-    gaps: tuple[Gap, ...] = ()
-    hosted: HostModule | None = None
-    try:
-        if options.target in FRAMEWORKS:
-            known = reports.framework_operators(FRAMEWORKS[options.target])
-            loaded = read(source, options, reports.framework_keeps(known))
-            gaps = reports.without_row(loaded, known, options.target)
-        else:
-            loaded = read(source, options)
-    except UnsupportedError as error:
-        return reports.unread(name, options, error.gaps)
-    if options.target not in FRAMEWORKS:
-        try:
-            if not needs_host(loaded.model):
-                try:
-                    program = lower(loaded.model)
-                except UnsettledError:
-                    hosted = _examined(loaded, options)
-            else:
-                hosted = _examined(loaded, options)
-        except UnsupportedError as error:
-            gaps = error.gaps
-    return reports.check(name, options, loaded, program, gaps, hosted)
-
-
-def _examined(loaded: Loaded, options: Options) -> HostModule:
-    from fusile import host
-
-    return host.examine(loaded, options)
-
-
 @contextmanager
 def without_host(loaded: Loaded, options: Options, what: str) -> Iterator[None]:
     """Around work that makes `what` of a model, in which the host part has no form: raises UnsupportedError
@@ -303,7 +256,7 @@ def without_host(loaded: Loaded, options: Options, what: str) -> Iterator[None]:
             pass
     from fusile import host
 
-    raise host.without_form(_examined(loaded, options), what)
+    raise host.without_form(host.examine(loaded, options), what)
 
 
 def explain(source: Any, options: Options) -> ExplainReport:

@@ -7,14 +7,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
 from fusile import frontend
 from fusile.artefacts import RawName
-from fusile.backends.native.build import Raw
 from fusile.backends.native.module import Face
 from fusile.frontend.names import UNNAMED_AXES
 from fusile.frontend.structure import Structure, Watch, structure
@@ -22,10 +21,12 @@ from fusile.graph.cleanup import clean_up
 from fusile.graph.types import is_numeric
 from fusile.ir.types import BY_CODE, numpy_dtype
 from fusile.options import Options
-from fusile.passes import strict
 from fusile.passes.to_tensor import defined, takes
 from fusile.runtime import abi
 from fusile.runtime.module import TENSOR_NAMES, Array, ModelInfo
+
+if TYPE_CHECKING:
+    from fusile.backends.native.build import Raw
 
 _ALIGNMENT = 16
 """Of raw tensors that are packed where they lie; files align them as they like."""
@@ -104,7 +105,10 @@ def read(source: Any, options: Options, known: Callable[[str, str], bool] = defi
     watch = Watch(model)
     frontend.expand(model, known)
     clean_up(model)
-    strict.check_graph("clean_up", model)
+    if "FUSILE_VERIFY" in os.environ:
+        from fusile.passes import strict
+
+        strict.check_graph("clean_up", model)
     return Loaded(model, watch, info, unnamed, declared, reshaping)
 
 

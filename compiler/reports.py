@@ -21,13 +21,13 @@ from fusile.ir.types import BY_CODE, storage_bytes
 from fusile.loading import Loaded
 from fusile.options import Options
 from fusile.passes import access
-from fusile.passes.fuse import Group
-from fusile.passes.inline import Log
 from fusile.report import CheckReport, ExplainReport, GroupNote, KernelNote, OperatorUse, Refusal
 from fusile.runtime.module import Port
 
 if TYPE_CHECKING:
     from fusile.host.module import HostModule
+    from fusile.passes.fuse import Group
+    from fusile.passes.inline import Log
 
 # ---- check -------------------------------------------------------------------------------------------
 

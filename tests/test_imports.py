@@ -21,7 +21,7 @@ LAYERS = (
     ("frontend", "kernels"),
     ("passes", "schedule"),
     ("backends", "runtime", "templates", "report"),
-    ("artefacts", "building", "driver", "host", "loading", "reports", "retrained"),
+    ("artefacts", "building", "checking", "driver", "host", "loading", "reports", "retrained"),
     (
         "session",
         "session_errors",

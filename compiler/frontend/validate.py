@@ -107,10 +107,19 @@ class _Checker:
             self.tensor(tensor, f"initialiser {show_name(tensor.name)}")
         for sparse in graph.sparse_initializer:
             self.sparse(sparse, f"initialiser {show_name(sparse.values.name)}")
+        for info in graph.input:
+            if depth == 0 and info.name not in stored and _says_nothing(info.type):
+                raise InvalidModelError(
+                    "An input has elements of no type",
+                    where=f"input {show_name(info.name)}",
+                    todo="Declare their type",
+                )
         for infos in (graph.input, graph.output, graph.value_info):
             _check_texts((info.name for info in infos), where)
             for info in infos:
                 check_type(info.type, f"value {show_name(info.name)}")
+                if _says_nothing(info.type):
+                    info.ClearField("type")
         scope = {*inputs, *stored, *made}
         self.scoped(graph.node, (*outer, scope), depth, where)
         lost = [info.name for info in graph.output if info.name not in scope]
@@ -251,6 +260,13 @@ def external_entries(tensor: onnx.TensorProto, where: str) -> tuple[str, int, in
     if length is not None:
         tensor.external_data.add(key="length", value=str(length))
     return location, offset or 0, length
+
+
+def _says_nothing(proto: onnx.TypeProto) -> bool:
+    """Whether a type is that of a tensor of undefined elements, as some exporters write of what they do not
+    know.
+    """
+    return proto.WhichOneof("value") == "tensor_type" and proto.tensor_type.elem_type == _TYPE.UNDEFINED
 
 
 def check_type(proto: onnx.TypeProto, where: str) -> None:

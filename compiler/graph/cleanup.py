@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx
 import onnx_ir as ir
@@ -92,6 +92,37 @@ def _drop_unread_outputs(node: ir.Node) -> None:
     ):
         count -= 1
     node.resize_outputs(count)
+
+
+def take_branches(model: ir.Model, flags: Mapping[ir.Value, bool]) -> bool:
+    """Put the branch that is taken in the place of every If of the main graph whose condition is in `flags`,
+    in place. Answers whether there was one.
+    """
+    graph, found = model.graph, False
+    for node in tuple(graph):
+        condition = node.inputs[0] if node.op_type == "If" and node.domain == "" else None
+        if condition is None or condition not in flags:
+            continue
+        taken, other = ("then_branch", "else_branch") if flags[condition] else ("else_branch", "then_branch")
+        branch = node.attributes[taken].as_graph()
+        _release(node.attributes[other].as_graph())
+        results = list(branch.outputs)
+        branch.outputs.clear()
+        for key, value in tuple(branch.initializers.items()):
+            del branch.initializers[key]
+            graph.register_initializer(value)
+        for inner in tuple(branch):
+            branch.remove(inner)
+            graph.insert_before(node, inner)
+        for result, old in zip(results, node.outputs, strict=True):
+            same = ir.node("Identity", [result], name=f"{node.name}_{old.name}", version=node.version)
+            new, name = same.outputs[0], old.name
+            old.name, new.name, new.type = None, name, result.type or old.type
+            graph.insert_before(node, same)
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        found = True
+    return found
 
 
 def merge_initializers(model: ir.Model) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from onnx_ir import serde
 from fusile import artefacts, driver
 from fusile.errors import Gap, InvalidModelError, UnsettledError, UnsupportedError
 from fusile.frontend.types import declare_missing
+from fusile.graph.cleanup import take_branches
 from fusile.graph.opsets import file_opset
 from fusile.graph.types import is_numeric
 from fusile.host import values
@@ -35,10 +36,10 @@ from fusile.host.region import Compile, Known, Region, Source, Template
 from fusile.ir import index as ix
 from fusile.ir.tensor import Program
 from fusile.kernels import host as _definitions  # noqa: F401  (fills the table)
-from fusile.kernels.host.registry import HOST_OPERATORS
+from fusile.kernels.host.registry import HOST_OPERATORS, HostContext
 from fusile.loading import Loaded, read
 from fusile.options import Options
-from fusile.passes.to_tensor import lower
+from fusile.passes.to_tensor import known_flags, lower
 from fusile.report import Progress
 from fusile.runtime.module import ModelInfo, Module, Port, Signature, Value, element_of
 from fusile.target import TargetSpec
@@ -97,6 +98,9 @@ class _Looked(Module):
 
 def assemble(loaded: Loaded, compile: Compile, copied: bool = True) -> HostModule:
     """The module; `compile` makes its regions, out of models that hold the weights if they are `copied`."""
+    while any(True for node in loaded.model.graph for _ in inner_graphs(node)):
+        if not take_branches(loaded.model, known_flags(loaded.model)):
+            break  # else what was inside of a branch may be known as well
     declare_missing(loaded.model)
     same = forward_identities(loaded.model)
     seen: frozenset[str] = frozenset()
@@ -201,7 +205,7 @@ class _Assembly:
                 self._declare(value, sure=False)
             bodies[name] = self._program(graph)
         return NodeStep(
-            str(node.name),
+            HostContext(str(node.name), _elements(node.inputs), _elements(node.outputs)),
             node.op_type,
             definition,
             tuple(None if value is None else self._operand(self._source(value)) for value in node.inputs),
@@ -329,6 +333,10 @@ def _reason(node: ir.Node) -> str:
     if kinds:
         return f"fusile has no definition of this operator for {', '.join(kinds)}"
     return "fusile has no definition of this operator"
+
+
+def _elements(declared: Iterable[ir.Value | None]) -> tuple[np.dtype[Any] | None, ...]:
+    return tuple(None if value is None else values.element_of(value.type) for value in declared)
 
 
 def _in_host(node: ir.Node) -> str:

@@ -45,7 +45,7 @@ class RegionStep:
 class NodeStep:
     """Runs one operator's definition. Its graphs are programs."""
 
-    node: str
+    context: HostContext
     operator: str
     definition: Operator
     inputs: tuple[Operand, ...]
@@ -61,7 +61,7 @@ class NodeStep:
             attributes = {**attributes, **bound}
         inputs = _taken(self.inputs, frame)
         try:
-            results = call(self.definition, HostContext(self.node), inputs, attributes, len(self.outputs))
+            results = call(self.definition, self.context, inputs, attributes, len(self.outputs))
         except RunError:
             raise
         except (Refused, Malformed, Unsupported) as error:
@@ -73,7 +73,7 @@ class NodeStep:
         frame.update(zip(self.outputs, map(_tensor, results)))
 
     def _failed(self, why: str) -> RunError:
-        return RunError(f"{self.operator} failed", node=self.node, why=why)
+        return RunError(f"{self.operator} failed", node=self.context.site, why=why)
 
 
 Step = RegionStep | NodeStep

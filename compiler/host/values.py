@@ -42,6 +42,17 @@ def dtype_of(element: int) -> np.dtype[Any]:
     return np.dtype(object) if element == _STRING else numpy_dtype(BY_CODE[element])
 
 
+def element_of(found: Any) -> np.dtype[Any] | None:
+    """The numpy type of the elements of a tensor, or of the tensors in a sequence, an optional or a map."""
+    if isinstance(found, MapType):
+        return element_of(found.value)
+    if isinstance(found, (ir.SequenceType, ir.OptionalType)):
+        return element_of(found.elem_type)
+    if not isinstance(found, ir.TensorType) or int(found.dtype) not in TENSOR_NAMES:
+        return None
+    return dtype_of(int(found.dtype))
+
+
 def port_of(name: str, found: Any, dims: Sequence[int | str | None] | None) -> Port:
     """The port of a value. `dims` are those of a tensor, or of the tensor in an optional."""
     if isinstance(found, ir.TensorType):

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from fusile.dims import parse as parse_arithmetic
 from fusile.errors import Gap, InvalidModelError, UnsettledError, UnsupportedError
 from fusile.graph.opsets import file_opset
+from fusile.graph.types import is_numeric
 from fusile.ir import control
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Const, Dim, Expr, Guard, Load, Reduce, as_expr, const, dim, nodes, substitute
@@ -30,7 +31,7 @@ from fusile.ir.tensor import (
     compute,
     stage_reads,
 )
-from fusile.ir.types import BY_CODE
+from fusile.ir.types import BOOL, BY_CODE
 from fusile.kernels.precision import call_wide
 from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsettled, Unsupported
 
@@ -41,7 +42,7 @@ MOST_CONSTANT = 1024
 MOST_ASSUMED = 16
 """Walks over a graph, at most, to find out which conditions on sizes it takes for granted."""
 
-__all__ = ["defined", "infer", "lower", "parse_dim", "takes"]
+__all__ = ["defined", "infer", "known_flags", "lower", "parse_dim", "takes"]
 
 
 def defined(domain: str, name: str) -> bool:
@@ -521,6 +522,31 @@ def infer(model: ir.Model) -> None:
             if t is not None:
                 value.dtype = ir.DataType(t.dtype.code)
                 value.shape = ir.Shape([_graph_dim(e) for e in t.shape])
+
+
+def known_flags(model: ir.Model) -> dict[ir.Value, bool]:
+    """The truth values of a graph that follow from its constants and from the sizes that it declares."""
+    _load_definitions()
+    walk = _Lowering(model, model.graph)
+    flags: dict[ir.Value, bool] = {}
+    try:
+        for v in model.graph.inputs:
+            if v.dtype is not None and v.shape is not None and is_numeric(v.type):
+                walk._input(v)
+        for v in model.graph.initializers.values():
+            if is_numeric(v.type) and v.const_value is not None and v.const_value.dtype != ir.DataType.STRING:
+                walk._constant(v)
+        for node in model.graph:
+            walk._node(node)
+            for value in node.outputs:
+                t = walk.tensors.get(str(value.name))
+                if t is not None and t.dtype is BOOL and t.known is not None and len(t.known) == 1:
+                    flag = t.known[0]
+                    if isinstance(flag, Const):
+                        flags[value] = bool(flag.value)
+    except InvalidModelError:
+        pass  # what makes the graph invalid is told where it is compiled
+    return flags
 
 
 def _graph_dim(e: Expr) -> int | ir.SymbolicDim:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import fusile.driver as driver
+from fusile import checking
 from fusile.errors import UnsupportedError, UsageError, show_text, show_word
 from fusile.options import Options, check_seed
 from fusile.report import Progress
@@ -315,7 +315,7 @@ def _inputs(
     source: Any, options: Options, plan: Plan, with_reference: bool
 ) -> tuple[list[dict[str, Value]], list[list[Value]]]:
     """Sets of inputs, and the reference's answers (none without ONNX Runtime)."""
-    report = driver.check(source, options)
+    report = checking.check(source, options)
     if not report.supported:
         raise UnsupportedError(report.gaps)
     ports = report.inputs

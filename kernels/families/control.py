@@ -37,8 +37,9 @@ def _truth(t: Tensor | None) -> bool | None:
 @op("If", keeps_types=True)
 def if_(ctx: Context, condition: Tensor, *, then_branch: Subgraph, else_branch: Subgraph) -> Sequence[Tensor]:
     """The outputs of one of two graphs (ONNX If-25)."""
-    if condition.dtype is not BOOL or ix.number(condition.size) != 1:
+    if condition.dtype is not BOOL or ix.number(condition.size) not in (1, None):
         raise Malformed(f"its condition is {condition!r}, not one bool")
+    ctx.require(apply("eq", condition.size, const(1)), "a condition is not one bool")
     known = _truth(condition)
     if known is not None:
         return (then_branch if known else else_branch).inline(())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fusile.kernels.host.registry import Refused, host_op
+from fusile.kernels.host.registry import HostContext, Refused, host_op
 from fusile.kernels.host.strings import texts
 from fusile.kernels.registry import Malformed
 
@@ -150,10 +150,21 @@ def cast_map(
 
 @host_op("DictVectorizer", ML)
 def dict_vectorizer(
-    x: Mapping[Any, Any], *, int64_vocabulary: Sequence[int] = (), string_vocabulary: Sequence[str] = ()
+    ctx: HostContext,
+    x: Mapping[Any, Any],
+    *,
+    int64_vocabulary: Sequence[int] = (),
+    string_vocabulary: Sequence[str] = (),
 ) -> Array:
-    """The values of a map at the places of their keys in the vocabulary."""
+    """The values of a map at the places of their keys in the vocabulary, in the type that the model declares:
+    numbers of Python do not tell it.
+    """
     vocabulary: Sequence[Any] = string_vocabulary or int64_vocabulary
+    declared = ctx.element()
+    if declared is not None:
+        return _made(
+            [x.get(k, "" if declared.hasobject else 0) for k in vocabulary], (1, len(vocabulary)), declared
+        )
     kinds = {type(v) for v in x.values()}
     if kinds == {str}:
         return texts([x.get(k, "") for k in vocabulary], (1, len(vocabulary)))

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from fusile.kernels.registry import Operator, described
 
 HOST_OPERATORS: dict[tuple[str, str], Operator] = {}
@@ -24,9 +26,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class HostContext:
-    """What a definition may ask: `site` is the ONNX node's name."""
+    """What a definition may ask: `site` is the ONNX node's name, `inputs` and `outputs` the types of the
+    elements that the model declares for its values (for a sequence, an optional or a map those inside), None
+    where it says nothing.
+    """
 
     site: str
+    inputs: tuple[np.dtype[Any] | None, ...] = ()
+    outputs: tuple[np.dtype[Any] | None, ...] = ()
+
+    def element(self) -> np.dtype[Any] | None:
+        """The type of the elements of the one output of an operator that keeps the type of its input."""
+        return next((found for found in (*self.outputs[:1], *self.inputs[:1]) if found is not None), None)
 
 
 class Refused(Exception):

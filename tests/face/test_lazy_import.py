@@ -135,6 +135,16 @@ print(dim, isinstance(dim._expr, sympy.Expr), sympy.__version__ != "")
     assert python(code, str(small_path)).split()[-2:] == ["True", "True"]
 
 
+def test_a_check_imports_nothing_that_compiles(small_path: Path) -> None:
+    code = """
+import sys, fusile
+assert fusile.check(sys.argv[1]).supported
+parts = "driver", "building", "schedule", "backends.native.build", "passes.lower", "host"
+print([part for part in parts if f"fusile.{part}" in sys.modules])
+"""
+    assert python(code, str(small_path)).strip() == "[]"
+
+
 def test_every_name_of_onnxruntime_is_there() -> None:
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state

@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import fusile
+from fusile.errors import InvalidModelError
 
 T = TensorProto
 X = np.array([[1.5, -2.0, 3.0], [0.0, 4.0, -5.5]], np.float32)
@@ -545,6 +546,19 @@ def _seconds(call: Callable[[], Any]) -> float:
     start = time.thread_time()
     call()
     return time.thread_time() - start
+
+
+def test_undefined_element_types_are_worked_out() -> None:
+    """ONNX Runtime, no reference here, refuses the output's."""
+    nothing = [tensor(name, element=T.UNDEFINED) for name in "ty"]
+    nodes = [node("Neg", "x", "t"), node("Abs", "t", "y")]
+    graph = helper.make_graph(nodes, "g", [tensor("x")], nothing[1:], value_info=nothing[:1])
+    module = fusile.compile(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    assert module.outputs[0].type == "tensor(float)"
+    np.testing.assert_array_equal(module(X)[0], np.abs(X))
+    graph.input[0].CopyFrom(tensor("x", element=T.UNDEFINED))
+    with pytest.raises(InvalidModelError, match="elements of no type"):
+        fusile.compile(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
 
 
 def test_bfloat16_weights_keep_their_bits() -> None:

@@ -162,6 +162,32 @@ MODELS: dict[str, HostModel] = {
             {"n": scalar(0), "x": normal(rng, 3), "z": normal(rng, 3)},
         ],
     ),
+    "branches of unlike ranks in a branch that is known": HostModel(
+        """g (float[4] x, int64[k] at, int64[1] kind) => (float[m] y, float[1] last) {
+            one = Constant<value_int = 1>()
+            kinds = Size(kind)
+            single = Equal(kinds, one)
+            y, last = If<
+                then_branch = t () => (float[m1] u, float[1] l) {
+                    ones = Constant<value_ints = [1]>()
+                    alone = Equal(kind, ones)
+                    v = If<
+                        then_branch = t2 () => (float p) { p = ReduceMax<keepdims = 0>(x) },
+                        else_branch = e2 () => (float[q] r) { r = Neg(x) }
+                    >(alone)
+                    u = Add(v, x)
+                    back = Constant<value_ints = [-1]>()
+                    l = Gather(x, back)
+                },
+                else_branch = e () => (float[m2] w, float[1] s) { w = Identity(x)
+                                                                s = Gather(x, at) }
+            >(single)
+        }""",
+        lambda rng: [
+            {"x": normal(rng, 4), "at": whole(0), "kind": whole(1)},
+            {"x": normal(rng, 4), "at": whole(2), "kind": whole(2)},
+        ],
+    ),
     "branches that are outer values": HostModel(
         """g (bool c, float[k] x, float[k] z) => (float[k] y, float[j] w)
            <float[2] held = {1.0, 2.0}> {

@@ -104,12 +104,15 @@ def test_maps(op: str, key: int, value: int, given: Any, attributes: dict[str, A
     assert got.tolist() == wanted.tolist()
 
 
-_INT, _TEXT = TensorProto.INT64, TensorProto.STRING
+_INT, _TEXT, _DOUBLE = TensorProto.INT64, TensorProto.STRING, TensorProto.DOUBLE
 UNFED: list[tuple[str, int, int, Any, dict[str, Any], list[Any]]] = [
     ("CastMap", _INT, _TEXT, {1: "2", 0: "3"}, {"cast_to": "TO_FLOAT"}, [3.0, 2.0]),
     ("CastMap", _INT, _TEXT, {1: "2", 0: "3"}, {"cast_to": "TO_STRING"}, ["3", "2"]),
     ("DictVectorizer", _INT, _TEXT, {1: "x"}, {"int64_vocabulary": [0, 1]}, ["", "x"]),
     ("DictVectorizer", _TEXT, _INT, {"a": 3}, {"string_vocabulary": ["b", "a"]}, [0, 3]),
+    ("DictVectorizer", _TEXT, _INT, {}, {"string_vocabulary": ["b", "a"]}, [0, 0]),
+    ("DictVectorizer", _INT, _DOUBLE, {1: 0.1}, {"int64_vocabulary": [1, 0]}, [0.1, 0.0]),
+    ("DictVectorizer", _TEXT, _DOUBLE, {"a": np.float32(0.5)}, {"string_vocabulary": ["a"]}, [0.5]),
 ]
 """Maps that onnxruntime takes from no Python program."""
 
@@ -120,6 +123,8 @@ def test_other_maps(
 ) -> None:
     got = np.asarray(fusile.compile(of_map(op, key, value, **attributes)).run([given])[0])
     assert got.tolist() == [wanted]
+    if op == "DictVectorizer":
+        assert got.dtype == helper.tensor_dtype_to_np_dtype(value)
 
 
 @pytest.mark.parametrize("labels", [{"classlabels_strings": ["a", "b"]}, {"classlabels_int64s": [7, 3]}])
