@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from fusile.backends.numba.helpers import Helpers
 from fusile.backends.numba.kernels import RESERVED, Dialect, Function, Library, Surroundings, Use
@@ -227,11 +228,7 @@ def _dtype(t: DType) -> str:
     d = numpy_dtype(t)
     if t.name == "bool":
         return "np.bool_"
-    return (
-        f"np.{d.name}"
-        if d.kind in "iufc" and not d.name.startswith(("int4", "int2", "uint4", "uint2"))
-        else f"ml_dtypes.{d.name}"
-    )
+    return f"np.{d.name}" if hasattr(np, d.name) else f"ml_dtypes.{d.name}"
 
 
 def _sizes(t: Tensor) -> str:

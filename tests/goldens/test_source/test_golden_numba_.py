@@ -151,12 +151,12 @@ class Model:
 
 def _fed(value, name, dtype, sizes):
     """An input as the kernels read it."""
-    array = np.ascontiguousarray(value)
+    array = np.ascontiguousarray(value).reshape(np.shape(value))  # numpy makes scalars one-dimensional
     if array.dtype != dtype:
         raise TypeError(f"input {name!r} is to be of type {np.dtype(dtype)}, not {array.dtype}")
     if array.ndim != len(sizes) or any(isinstance(n, int) and n != m for n, m in zip(sizes, array.shape)):
         raise ValueError(f"input {name!r} is to have the sizes {sizes}, not {array.shape}")
-    return array.reshape(np.shape(value))
+    return array
 
 
 SHAPES = {
