@@ -317,7 +317,7 @@ def _ports(told: Sequence[Mapping[str, Any]]) -> tuple[abi.Port, ...]:
 
 
 def _interface(told: Mapping[str, Any]) -> abi.PlanInterface:
-    lists = {name: tuple(told[name]) for name in ("symbols", "sites")}
+    lists = {name: tuple(told[name]) for name in ("symbols", "sites", "reasons")}
     ports = {name: _ports(told[name]) for name in ("inputs", "outputs")}
     return abi.PlanInterface(**{**told, **lists, **ports, "layout_key": bytes.fromhex(told["layout_key"])})
 

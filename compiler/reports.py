@@ -176,10 +176,13 @@ def _flops(stage: Stage) -> int | None:
         case Scan():
             steps, inner = ix.number(stage.time.extent), flops(stage.body)
             return None if steps is None or inner is None else steps * inner
-        case Scatter() | Extern():
+        case Scatter():
             return 0
+        case Extern():
+            return None  # its loops end when the data says so
         case Branch():
-            return max((flops(b.program.stages) or 0 for b in stage.bodies), default=0)
+            bodies = [flops(b.program.stages) for b in stage.bodies]
+            return None if None in bodies else max(n or 0 for n in bodies)
         case Loop():
             bound = None if stage.trip is None else ix.number(stage.trip)
             inner = flops(stage.body.program.stages)

@@ -33,6 +33,7 @@ LAYERS = (
     ),
     ("api", "as_onnxruntime"),
     ("cli",),
+    ("__main__",),
 )
 """From the bottom to the top; what stands together may import each other. The package itself is the face."""
 

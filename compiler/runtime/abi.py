@@ -80,6 +80,7 @@ MAX_RANK = 8
 WEIGHTS_ALIGN = 64
 FLUSH_DENORMALS = 1  # PlanInterface.flags: run with denormals flushed (FTZ and DAZ); without it they are kept
 COMPUTED = -(1 << 63)  # a dimension of a port that is neither fixed nor an input's symbol
+REASON = -2  # `b` of an error whose `a` says which reason of the plan it has
 _NAME_BYTES = 255  # longest node name in an error, as UTF-8
 
 
@@ -87,7 +88,8 @@ class Status(enum.IntEnum):
     """What every function of the C interface returns; `a` and `b` of the error are said per code."""
 
     OK = 0
-    BAD_ARGUMENT = 1  # rank, dtype or a dim does not fit, or memory is missing: a = input, b = dim or -1
+    BAD_ARGUMENT = 1  # rank, dtype or a dim does not fit, or memory is missing: a = input, b = dim or -1;
+    #                   sizes do not fit a node: a = a size or -1; b = REASON where a = which of `reasons`
     OUT_OF_RANGE = 2  # an index in the data: a = index, b = extent
     ZERO_DIVISION = 3  # division by zero, or by a size of zero
     OUT_OF_MEMORY = 4  # a = bytes
@@ -166,7 +168,7 @@ class PlanInterface:
     `symbols` are the entries of `dims`; every symbol of an input must be among them. `sites` are node names:
     the error record's site indexes them, and site 0 should be the empty name (no node). `layout_key` (32
     bytes) names the layout of the packed weights: a weights file carries it, and one made for another layout
-    is refused.
+    is refused. `reasons` are sentences on what a run may require of its sizes.
     """
 
     name: str
@@ -178,6 +180,7 @@ class PlanInterface:
     layout_key: bytes = bytes(32)
     prepare_steps: int = 0
     flags: int = FLUSH_DENORMALS
+    reasons: tuple[str, ...] = ()
 
 
 TYPES = """\
@@ -224,6 +227,7 @@ def description(plan: PlanInterface) -> str:
             "layout_key": plan.layout_key.hex(),
             "prepare_steps": plan.prepare_steps,
             "flags": plan.flags,
+            "reasons": list(plan.reasons),
         },
         ensure_ascii=True,
     )

@@ -98,11 +98,26 @@ def session_port(argument: Any) -> Port:
 
 def target_run(source: Any, options: Options, progress: Progress) -> Run:
     """The model on one of fusile's targets: compiled, or emitted as source and imported."""
-    if options.target in ("torch", "keras"):
+    if options.target in _FRAMEWORK_MODULES:
+        _demand(options.target)
         return _emitted(source, options)
     module = driver.compile(source, options, progress)
     names = module.signature.names
     return lambda feeds: list(module.run([feeds.get(name) for name in names]))
+
+
+_FRAMEWORK_MODULES = {"torch": ("torch",), "keras": ("keras", "tensorflow")}
+"""What emitted source of a target imports."""
+
+
+def _demand(target: str) -> None:
+    """Raises UsageError where a framework is not installed."""
+    missing = [name for name in _FRAMEWORK_MODULES[target] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"The target {target} needs {' and '.join(missing)}, which is not installed",
+            todo=f"pip install fusile[{target}]",
+        )
 
 
 def _emitted(source: Any, options: Options) -> Run:

@@ -84,6 +84,8 @@ def string_normalizer(
     """
     if x.ndim not in (1, 2) or (x.ndim == 2 and x.shape[0] != 1):
         raise Refused(f"takes the shape [C] or [1, C], not {list(x.shape)}")
+    if not x.size:  # none left is one empty string; of none to begin with ONNX says nothing
+        raise Refused(f"takes at least one string, not the shape {list(x.shape)}")
     if case_change_action not in _CASES:
         raise Malformed(f"case_change_action is {case_change_action!r}")
     compared = "NONE" if is_case_sensitive else "UPPER" if case_change_action == "UPPER" else "LOWER"

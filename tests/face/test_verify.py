@@ -16,11 +16,13 @@ from face_fakes import FakeModule, read
 from onnx import TensorProto, helper, numpy_helper
 
 import fusile
+from fusile.errors import UsageError
 from fusile.options import Options
-from fusile.report import Progress
+from fusile.report import Progress, silent
 from fusile.runtime.module import Port, Value
 from fusile.tools.agreement import Tolerance, compare, error
 from fusile.tools.arrays import read_arrays, write_arrays, write_npz
+from fusile.tools.engines import target_run
 from fusile.tools.inputs import draw, draw_accepted
 
 Run = Callable[[Mapping[str, Value]], list[Value]]
@@ -309,3 +311,12 @@ def test_sizes_that_are_sums_fit_to_the_symbols_in_them() -> None:
     ]
     drawn = {name: np.shape(value) for name, value in draw(ports, 0).items()}
     assert drawn["mask"][1] == drawn["keys"][1] + 1
+
+
+@pytest.mark.parametrize("target", ["torch", "keras"])
+def test_a_framework_that_is_missing_is_named(
+    target: str, small_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=f"pip install fusile.{target}."):
+        target_run(small_path, Options(target=target), silent)

@@ -293,3 +293,16 @@ print([name for name in sys.modules if name.startswith(('fusile.host', 'fusile.k
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_normalising_no_strings_is_refused_as_onnxruntime_does() -> None:
+    node = helper.make_node("StringNormalizer", ["x"], ["y"], name="lower", case_change_action="LOWER")
+    ports = [helper.make_tensor_value_info(name, TensorProto.STRING, [None]) for name in "xy"]
+    made = helper.make_model(
+        helper.make_graph([node], "g", ports[:1], ports[1:]), opset_imports=[helper.make_opsetid("", 17)]
+    )
+    module = fusile.compile(made)
+    assert module.run([np.array(["A"], object)])[0].tolist() == ["a"]
+    with pytest.raises(RunError, match="at least one string") as caught:
+        module.run([np.zeros(0, object)])
+    assert caught.value.node == "lower"

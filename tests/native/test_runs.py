@@ -13,6 +13,7 @@ import ml_dtypes
 import native_models as models
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from native_models import Array, Reference, assert_close, noise
 from onnx import TensorProto, helper
@@ -302,3 +303,11 @@ def test_a_program_without_the_cache_leaves_no_files(
     assert [file.name for file in files] == ["model.so", "model.h", "model.py", "model.weights"]
     loaded = fusile.load(tmp_path / "model.so")
     assert_close(loaded(**feeds), module(**feeds), 0)
+
+
+def test_what_a_node_requires_of_sizes_is_said_when_it_does_not_hold() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+    g (float[5] x, int64[1] k) => (float[M] y, int64[M] i) { y, i = TopK (x, k) }"""
+    module = fusile.compile(onnx.parser.parse_model(text))
+    with pytest.raises(RunError, match="k is more than the 5 elements"):
+        module.run([np.zeros(5, np.float32), np.array([6])])

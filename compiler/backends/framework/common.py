@@ -62,7 +62,7 @@ def no_form(node: ir.Node, framework: str) -> tuple[str, str]:
     if defined(node.domain, node.op_type):
         return reason, "The targets native, numba and cuda take it: see `fusile check --target native`"
     if _on_host(node):
-        return reason, "The targets native and numba take it: see `fusile check --target native`"
+        return reason, "A module in a process takes it (fusile.compile): see `fusile check --target native`"
     return reason, "Replace or decompose the node before export, or ask for the operator"
 
 

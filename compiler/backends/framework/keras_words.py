@@ -70,9 +70,6 @@ class KerasWords(Words):
     def truncated(self, op: str, a: Code, b: Code) -> Code:
         return call("tf.truncatediv" if op == "div" else "tf.truncatemod", a, b)
 
-    def unsigned_divide(self, a: Code, b: Code, remainder: bool) -> Code:
-        return self.helper("unsigned_divide")(a, b)[int(remainder)]
-
     def inverted(self, x: Code, t: DType) -> Code:
         return call("ops.logical_not" if t is BOOL else "ops.bitwise_not", x)
 
@@ -126,25 +123,6 @@ class KerasWords(Words):
         out = call(f"ops.{kind}", x, axis=over)
         return self.wrapped(out, t) if kind in ("sum", "prod") else out
 
-    def contracts(self, t: DType) -> bool:
-        return super().contracts(t) or t in (I32, I64)
-
     def einsum(self, equation: str, factors: Sequence[Code], t: DType) -> Code:
         word = "ops.einsum" if t.is_float else "tf.einsum"
         return call(word, equation, *factors)
-
-    def scatter(
-        self, x: Code, places: Sequence[Code], value: Code, where: Code | None, kind: str, t: DType
-    ) -> Code:
-        extra: dict[str, Plain] = {} if where is None else {"where": where}
-        return self.helper("put")(x, tuple(places), value, kind, **extra)
-
-    def repeat(
-        self,
-        step: Code,
-        count: Code,
-        state: tuple[Code, ...],
-        given: tuple[Code, ...],
-        extra: Sequence[Plain],
-    ) -> Code:
-        return self.helper("repeat")(step, count, state, given, *extra)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from fusile.backends.framework.code import Code, Name, Plain, Var, call
 from fusile.backends.framework.common import Row
 from fusile.backends.framework.site import Site
+from fusile.backends.framework.special import Special
 from fusile.backends.framework.torch_moves import device, run_list
 from fusile.backends.framework.torch_rows import cast_to, dtype, top_k
 
@@ -28,56 +29,6 @@ def numbers(n: Site, i: int) -> Plain:
 def affine_grid(n: Site) -> Code:
     corners = bool(n.integer("align_corners"))
     return call("F.affine_grid", n.tensor(0), numbers(n, 1), align_corners=corners)
-
-
-def dft(n: Site) -> Code:
-    length = number(n, 1) if n.has(1) else None
-    axis = number(n, 2) if n.has(2) else -2
-    return n.helper("dft")(n.tensor(0), length, axis, bool(n.integer("inverse")), bool(n.integer("onesided")))
-
-
-def col2im(n: Site) -> Code:
-    shape = n.value(1).shape
-    dims = n.rank(0) if shape is None or not isinstance(shape[0], int) else shape[0]
-    ones = [1] * dims
-    return n.helper("col2im")(
-        n.tensor(0),
-        numbers(n, 1),
-        numbers(n, 2),
-        tuple(n.integers("strides", ones) or ones),
-        tuple(n.integers("dilations", ones) or ones),
-        tuple(n.integers("pads", [0] * 2 * dims) or [0] * 2 * dims),
-    )
-
-
-def cumulative_product(n: Site) -> Code:
-    exclusive, backward = bool(n.integer("exclusive")), bool(n.integer("reverse"))
-    return n.helper("cumulative_product")(n.tensor(0), number(n, 1), exclusive, backward)
-
-
-def mel_weights(n: Site) -> Code:
-    kind = ir.DataType(n.integer("output_datatype", 1))
-    made = n.helper("mel_weights")(*(number(n, i) for i in range(5)))
-    return cast_to(made, kind)
-
-
-def non_max_suppression(n: Site) -> Code:
-    most = number(n, 2) if n.has(2) else 0
-    overlap = number(n, 3) if n.has(3) else 0.0
-    words: dict[str, Plain] = {"least": number(n, 4)} if n.has(4) else {}
-    if n.integer("center_point_box"):
-        words["centred"] = True
-    return n.helper("non_max_suppression")(n.tensor(0), n.tensor(1), most, overlap, **words)
-
-
-def unique(n: Site) -> Sequence[Code | None]:
-    held = n.node.attributes.get("axis")
-    axis = None if held is None else held.as_int()
-    if axis is not None and axis < 0:
-        axis = n.axis(of=0)
-    targets = tuple(Var(word) for word in ("values", "first", "inverse", "counts"))
-    n.unpack(n.helper("unique")(n.tensor(0), axis, bool(n.integer("sorted", 1))), targets)
-    return [Name(t) for t in targets]
 
 
 def top_k_any(n: Site) -> Code | Sequence[Code | None]:
@@ -142,29 +93,14 @@ def multinomial(n: Site) -> Code:
     return made if kind is ir.DataType.INT64 else cast_to(made, kind)
 
 
-def dropout(n: Site) -> Sequence[Code | None]:
-    """Only reached where the file asks for dropout while it runs, or for its mask."""
-    ratio: Plain = number(n, 1) if n.has(1) else 0.5
-    training: Plain = number(n, 2) if n.has(2) else False
-    targets = (Var("x"), Var("kept"))
-    n.unpack(n.helper("dropout")(n.tensor(0), ratio, training), targets)
-    return [Name(t) for t in targets]
-
-
 SPECIAL: Mapping[str, Row] = {
+    **Special(number, numbers, cast_to).rows(),
     "AffineGrid": affine_grid,
-    "DFT": dft,
-    "Col2Im": col2im,
-    "CumProd": cumulative_product,
-    "MelWeightMatrix": mel_weights,
-    "NonMaxSuppression": non_max_suppression,
-    "Unique": unique,
     "TopK": top_k_any,
     "RandomUniform": random("torch.rand"),
     "RandomNormal": random("torch.randn"),
     "RandomUniformLike": random_like("torch.rand"),
     "RandomNormalLike": random_like("torch.randn"),
     "Bernoulli": bernoulli,
-    "Dropout": dropout,
     "Multinomial": multinomial,
 }

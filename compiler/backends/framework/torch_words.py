@@ -76,9 +76,6 @@ class TorchWords(Words):
     def truncated(self, op: str, a: Code, b: Code) -> Code:
         return call("torch.div", a, b, rounding_mode="trunc") if op == "div" else call("torch.fmod", a, b)
 
-    def unsigned_divide(self, a: Code, b: Code, remainder: bool) -> Code:
-        return self.helper("unsigned_divide")(a, b)[int(remainder)]
-
     # ---- tensors ---------------------------------------------------------------------------------
 
     def size(self, x: Code, axis: int) -> Code:
@@ -136,27 +133,8 @@ class TorchWords(Words):
             x = x.method("prod", -1, **exact)
         return self.wrapped(x, t)
 
-    def contracts(self, t: DType) -> bool:
-        return super().contracts(t) or t in (I32, I64)
-
     def einsum(self, equation: str, factors: Sequence[Code], t: DType) -> Code:
         return call("torch.einsum", equation, *factors)
-
-    def scatter(
-        self, x: Code, places: Sequence[Code], value: Code, where: Code | None, kind: str, t: DType
-    ) -> Code:
-        extra: dict[str, Plain] = {} if where is None else {"where": where}
-        return self.helper("put")(x, tuple(places), value, kind, **extra)
-
-    def repeat(
-        self,
-        step: Code,
-        count: Code,
-        state: tuple[Code, ...],
-        given: tuple[Code, ...],
-        extra: Sequence[Plain],
-    ) -> Code:
-        return self.helper("repeat")(step, count, state, given, *extra)
 
     # ---- text ------------------------------------------------------------------------------------
 

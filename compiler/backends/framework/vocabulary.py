@@ -6,6 +6,7 @@ their high bits cut off after each operation, small floats in float32, rounded a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -15,14 +16,14 @@ from fusile.backends.framework.code import Code, Plain, Ternary, call, code, nam
 from fusile.backends.framework.refusal import Refusal
 from fusile.backends.framework.value import Val
 from fusile.ir import expr as ex
-from fusile.ir.types import BOOL, I64, U64, DType
+from fusile.ir.types import BOOL, I32, I64, U64, DType
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^", "lt": "<", "le": "<="}
 _COMPARE = {**_INFIX, "eq": "==", "ne": "!="}
 _LEAST = -(1 << 63)
 
 
-class Words:
+class Words(ABC):
     """Tensor operations as source. Shapes are tuples of source; `like` is a tensor beside which new ones are
     made. Types are those of the values in the program; what is passed in and out is in its held type.
     """
@@ -40,13 +41,13 @@ class Words:
         """The type in which values of a type are computed."""
         return self.holds.get(t, t)
 
+    @abstractmethod
     def type(self, t: DType) -> Plain:
         """The name of a type of the framework."""
-        raise NotImplementedError
 
+    @abstractmethod
     def converted(self, x: Code, t: DType) -> Code:
         """A tensor in another type of the framework, whose values fit."""
-        raise NotImplementedError
 
     def stored(self, t: DType) -> DType:
         """The type in which tensors of a type lie between functions."""
@@ -91,8 +92,8 @@ class Words:
             return self.wrapped(out, b)
         return out
 
-    def bitcast(self, x: Code, a: DType, b: DType) -> Code:
-        raise NotImplementedError
+    @abstractmethod
+    def bitcast(self, x: Code, a: DType, b: DType) -> Code: ...
 
     # ---- plain numbers ---------------------------------------------------------------------------
 
@@ -205,11 +206,11 @@ class Words:
             return a // b if op == "floordiv" else a % b
         return self.truncated(op, a, b)
 
-    def truncated(self, op: str, a: Code, b: Code) -> Code:
-        raise NotImplementedError
+    @abstractmethod
+    def truncated(self, op: str, a: Code, b: Code) -> Code: ...
 
     def unsigned_divide(self, a: Code, b: Code, remainder: bool) -> Code:
-        raise NotImplementedError
+        return self.helper("unsigned_divide")(a, b)[int(remainder)]
 
     def function(self, op: str, parts: Sequence[Code], t: DType) -> Code:
         if op not in self.functions:
@@ -222,68 +223,69 @@ class Words:
     def shifted(self, x: Code, by: Code, left: bool) -> Code:
         return x.binary("<<" if left else ">>", by)
 
-    def where(self, test: Code, yes: Plain, no: Plain) -> Code:
-        raise NotImplementedError
+    @abstractmethod
+    def where(self, test: Code, yes: Plain, no: Plain) -> Code: ...
 
-    def extreme(self, op: str, args: Sequence[Val], t: DType) -> Code:
-        raise NotImplementedError
+    @abstractmethod
+    def extreme(self, op: str, args: Sequence[Val], t: DType) -> Code: ...
 
     # ---- tensors ---------------------------------------------------------------------------------
 
-    def size(self, x: Code, axis: int) -> Code:
-        raise NotImplementedError
+    @abstractmethod
+    def size(self, x: Code, axis: int) -> Code: ...
 
-    def arange(self, n: Code, like: Code | None) -> Code:
-        raise NotImplementedError
+    @abstractmethod
+    def arange(self, n: Code, like: Code | None) -> Code: ...
 
+    @abstractmethod
     def number(self, value: Code, t: DType, like: Code | None) -> Code:
         """A number as a tensor without dimensions."""
-        raise NotImplementedError
 
+    @abstractmethod
     def constant(self, array: np.ndarray, t: DType, like: Code | None) -> Code:
         """A table that stands in the source, in its held type."""
-        raise NotImplementedError
 
-    def full(self, shape: tuple[Code, ...], value: Code, t: DType, like: Code | None) -> Code:
-        raise NotImplementedError
+    @abstractmethod
+    def full(self, shape: tuple[Code, ...], value: Code, t: DType, like: Code | None) -> Code: ...
 
-    def stack_numbers(self, parts: Sequence[Code], t: DType, like: Code | None) -> Code:
-        raise NotImplementedError
+    @abstractmethod
+    def stack_numbers(self, parts: Sequence[Code], t: DType, like: Code | None) -> Code: ...
 
-    def reshape(self, x: Code, shape: tuple[Code, ...]) -> Code:
-        raise NotImplementedError
+    @abstractmethod
+    def reshape(self, x: Code, shape: tuple[Code, ...]) -> Code: ...
 
-    def broadcast(self, x: Code, shape: tuple[Code, ...]) -> Code:
-        raise NotImplementedError
+    @abstractmethod
+    def broadcast(self, x: Code, shape: tuple[Code, ...]) -> Code: ...
 
-    def permute(self, x: Code, order: tuple[int, ...]) -> Code:
-        raise NotImplementedError
+    @abstractmethod
+    def permute(self, x: Code, order: tuple[int, ...]) -> Code: ...
 
+    @abstractmethod
     def take(self, x: Code, places: Code, axis: int, one: bool) -> Code:
         """Elements along one axis: at a list of places, or with `one` at a number."""
-        raise NotImplementedError
 
+    @abstractmethod
     def gather(self, x: Code, places: Sequence[Code]) -> Code:
         """Elements at places that broadcast, one index for each axis."""
-        raise NotImplementedError
 
-    def clip(self, places: Code, n: Code) -> Code:
-        raise NotImplementedError
+    @abstractmethod
+    def clip(self, places: Code, n: Code) -> Code: ...
 
-    def reduce(self, kind: str, x: Code, axes: tuple[int, ...], t: DType) -> Code:
-        raise NotImplementedError
+    @abstractmethod
+    def reduce(self, kind: str, x: Code, axes: tuple[int, ...], t: DType) -> Code: ...
 
     def contracts(self, t: DType) -> bool:
         """Whether sums of products of this type have a word of their own."""
-        return t.is_float and self.held(t) is t
+        return (t.is_float and self.held(t) is t) or t in (I32, I64)
 
-    def einsum(self, equation: str, factors: Sequence[Code], t: DType) -> Code:
-        raise NotImplementedError
+    @abstractmethod
+    def einsum(self, equation: str, factors: Sequence[Code], t: DType) -> Code: ...
 
     def scatter(
         self, x: Code, places: Sequence[Code], value: Code, where: Code | None, kind: str, t: DType
     ) -> Code:
-        raise NotImplementedError
+        extra: dict[str, Plain] = {} if where is None else {"where": where}
+        return self.helper("put")(x, tuple(places), value, kind, **extra)
 
     def repeat(
         self,
@@ -294,7 +296,7 @@ class Words:
         extra: Sequence[Plain],
     ) -> Code:
         """A loop over a function: answers (states, stacked rows)."""
-        raise NotImplementedError
+        return self.helper("repeat")(step, count, state, given, *extra)
 
     # ---- text ------------------------------------------------------------------------------------
 

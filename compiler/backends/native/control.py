@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fusile.ir.control import made_late
-from fusile.ir.expr import Dim, Expr
+from fusile.ir.expr import Dim, Expr, const
 from fusile.ir.plan import Control
 from fusile.ir.tensor import Body, Branch, Loop, Tensor
 from fusile.ir.types import storage_bytes
@@ -322,7 +322,7 @@ class _Loop:
         return all(e not in self.s.defines for e in self.s.collected[k].shape[1:])
 
     def _slice_bytes(self, t: Tensor) -> Expr:
-        size: Expr = _one(t)
+        size: Expr = const(storage_bytes(t.dtype))
         for e in t.shape[1:]:
             size = size * e
         return size
@@ -331,12 +331,6 @@ class _Loop:
 def _at(s: Loop, e: Expr) -> int:
     assert isinstance(e, Dim)
     return s.defines.index(e)
-
-
-def _one(t: Tensor) -> Expr:
-    from fusile.ir.expr import const
-
-    return const(storage_bytes(t.dtype))
 
 
 def _exact_bytes(t: Tensor) -> Expr:

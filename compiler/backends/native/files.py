@@ -109,6 +109,7 @@ def load(path: Path, threads: int | None = None) -> NativeModule:
         layout_key=bytes.fromhex(told["layout_key"]),
         prepare_steps=int(told["prepare_steps"]),
         flags=int(told["flags"]),
+        reasons=tuple(told.get("reasons", ())),
     )
     face = Face(interface.inputs, interface.outputs, ModelInfo(graph_name=interface.name))
     return NativeModule(_instance(code, path, interface), interface, face, threads or available_cores())

@@ -179,7 +179,7 @@ class NativeModule(Module):
         self.info = face.info
         self.threads = threads
         self._instance = instance
-        self._inputs, self._results = interface.inputs, interface.outputs
+        self._interface = interface
         self._saver = saver
         # More than there are processors are made where more calls are under way, but not kept.
         self._idle: collections.deque[_Call] = collections.deque()
@@ -194,7 +194,7 @@ class NativeModule(Module):
         try:
             call = self._idle.pop()
         except IndexError:
-            call = _Call(self._instance, self._inputs, self._results, self.threads)
+            call = _Call(self._instance, self._interface, self.threads)
         try:
             return call.run(arrays)
         finally:
@@ -256,14 +256,13 @@ class _Call:
     """
 
     __slots__ = (
-        "_context", "_inputs", "_instance", "_names", "_outputs", "_places", "_results", "_run", "_shapes",
-        "_slots", "_targets",
+        "_context", "_inputs", "_instance", "_names", "_outputs", "_places", "_reasons", "_results", "_run",
+        "_shapes", "_slots", "_targets",
     )  # fmt: skip
 
-    def __init__(
-        self, instance: Instance, inputs: Sequence[abi.Port], outputs: Sequence[abi.Port], threads: int
-    ) -> None:
-        self._instance = instance
+    def __init__(self, instance: Instance, interface: abi.PlanInterface, threads: int) -> None:
+        inputs, outputs = interface.inputs, interface.outputs
+        self._instance, self._reasons = instance, interface.reasons
         self._context = instance.context(threads)
         self._run = instance.code.run
         self._inputs = (abi.Tensor * max(1, len(inputs)))()
@@ -341,7 +340,8 @@ class _Call:
     def _error(self) -> RunError:
         report = abi.ErrorReport()
         self._instance.code.last_error(self._context.address, ctypes.byref(report))
-        return run_error(report.code, report.node.decode("utf-8", "replace"), report.a, report.b, self._names)
+        node = report.node.decode("utf-8", "replace")
+        return run_error(report.code, node, report.a, report.b, self._names, self._reasons)
 
 
 _STATUS_TEXTS = {
@@ -350,7 +350,9 @@ _STATUS_TEXTS = {
 }
 
 
-def run_error(code: int, node: str, a: int, b: int, inputs: Sequence[str] = ()) -> RunError:
+def run_error(
+    code: int, node: str, a: int, b: int, inputs: Sequence[str] = (), reasons: Sequence[str] = ()
+) -> RunError:
     """What a failed run raises, from the record that native code left (see `abi.Status` for `a` and `b`)."""
     what, why = "A run failed in native code", f"status {code} ({a}, {b})"
     todo = "This is a fault of fusile: report it together with the model"
@@ -358,7 +360,9 @@ def run_error(code: int, node: str, a: int, b: int, inputs: Sequence[str] = ()) 
         case abi.Status.BAD_ARGUMENT:
             what, why = "Sizes do not fit together", "the model relates them in another way"
             todo = "Look at the shapes fed to the model"
-            if node and a != -1:
+            if b == abi.REASON and 0 <= a < len(reasons):
+                why = reasons[a]
+            elif node and a != -1:
                 why = f"a size would be {a}"
             elif not node and 0 <= a < len(inputs):
                 why = f"dimension {b} of input {show_name(inputs[a])} contradicts the others"

@@ -134,7 +134,8 @@ class PlanPrinter:
         self.plan, self.kernels, self.flags = plan, kernels, flags
         self.module = llvm.Module()
         self.sites: dict[str, int] = {"": 0}
-        self.inner: list[str] = []
+        self.reasons: dict[str, int] = {}
+        self.bodies: list[str] = []
         computed = [
             e for t in plan.inputs for e in t.shape if ix.number(e) is None and not isinstance(e, Dim)
         ]
@@ -148,7 +149,7 @@ class PlanPrinter:
         """The whole module, its constants included."""
         functions = [
             "define hidden i32 @plan_init(ptr %instance, ptr %error) nounwind {\n  ret i32 0\n}\n",
-            self._shapes(), self._arena(), self._scratch(), self._run(), self._prepare(), *self.inner,
+            self._shapes(), self._arena(), self._scratch(), self._run(), self._prepare(), *self.bodies,
         ]  # fmt: skip
         constants = abi.plan_constants(self.interface())
         return "\n".join(
@@ -202,6 +203,7 @@ class PlanPrinter:
             layout.digest(),
             len(p.prepare),
             self.flags,
+            tuple(self.reasons),
         )
 
     def _start(self, name: str, dims: str = "%dims") -> _Printer:
@@ -306,19 +308,23 @@ class PlanPrinter:
                 case Define():
                     self._define(f, s)
                 case Check():
-                    held = f.value(s.condition, f.nothing).text
-                    f.stop_unless(
-                        held,
-                        [
-                            f"call void @fusile_error(ptr %error, i32 1, i32 {self.site(s.origin)}, "
-                            f"i64 -1, i64 -1)",
-                            "ret i32 1",
-                        ],
-                    )
+                    self._check(f, s)
                 case Call():
                     self._call(f, s)
                 case Control():
                     self._control(f, s)
+
+    def _check(self, f: _Printer, s: Check) -> None:
+        held = f.value(s.condition, f.nothing).text
+        reason = self.reasons.setdefault(s.reason, len(self.reasons))
+        site = self.site(s.origin)
+        f.stop_unless(
+            held,
+            [
+                f"call void @fusile_error(ptr %error, i32 1, i32 {site}, i64 {reason}, i64 {abi.REASON})",
+                "ret i32 1",
+            ],
+        )
 
     def _control(self, f: _Printer, s: Control) -> None:
         site = self.site(s.stage.origin)
@@ -326,10 +332,10 @@ class PlanPrinter:
             self._make(f, t, site)
         symbols = []
         for plan in s.plans:
-            symbols.append(f"plan_inner{len(self.inner)}")
-            self.inner.append("")
-            number = len(self.inner) - 1
-            self.inner[number] = InnerPrinter(plan, self).function(symbols[-1])
+            symbols.append(f"plan_inner{len(self.bodies)}")
+            self.bodies.append("")
+            number = len(self.bodies) - 1
+            self.bodies[number] = InnerPrinter(plan, self).function(symbols[-1])
         control.print_control(self, f, s, symbols, site)
         self._release(f, s)
 
@@ -509,7 +515,8 @@ class InnerPrinter(PlanPrinter):
 
     def __init__(self, plan: Plan, around: PlanPrinter) -> None:
         super().__init__(plan, around.kernels, around.flags)
-        self.module, self.sites, self.inner = around.module, around.sites, around.inner
+        self.module, self.sites, self.bodies = around.module, around.sites, around.bodies
+        self.reasons = around.reasons
         self.symbols = list(plan.symbols)
 
     def function(self, symbol: str) -> str:

@@ -4,7 +4,8 @@
     graph sha256:5c496ea1a7f01f94c3fe895a634cf1db4b4509cbdef0634aaa032f1cefddb3ab
 
 `load()` answers a model with the weights beside this file, `load(path)` with those of another file.
-Called with numpy arrays, it answers a list of numpy arrays.
+Called with numpy arrays, it answers a list of numpy arrays. Import this file under one name: Numba keeps
+compiled kernels beside it in `__pycache__`, by the name of the module that they belong to.
 
 Inputs:
     x: f32[N, 3, 6, 5]
