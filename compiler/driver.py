@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -136,7 +137,7 @@ def _grouped(
     for name, step in PIPELINES[settings.options.opt_level]:
         before, program = program, step(program, settings)
         strict.check_program(name, before, program)
-        text(name, lambda p=program: program_text(p))  # type: ignore[misc]
+        text(name, functools.partial(program_text, program))
     groups = fuse.group(program, settings.log, settings.same)
     text("groups", lambda: fuse.groups_text(groups))
     return program, groups

@@ -166,6 +166,33 @@ def _cached(past: Tensor | None, new: Tensor, before: Callable[[Expr], Expr], ro
     return compute((batch, groups, rows, size), body, name="cache")
 
 
+def _by_heads(
+    query: Tensor, key: Tensor | None, value: Tensor | None, heads: int, groups: int
+) -> tuple[Tensor, Tensor, Tensor, Expr]:
+    """(queries, keys, values) [batch, heads, rows, size] and that size; without keys all lie in the query, one
+    after another.
+    """
+    if groups < 1 or heads % groups:
+        raise Malformed(f"{heads} heads do not divide into {groups} groups")
+    if key is None or value is None:
+        size = size_of_head(query.shape[2], heads + 2 * groups)
+        sources = [(query, as_expr(0)), (query, size * heads), (query, size * (heads + groups))]
+    else:
+        size = size_of_head(query.shape[2], heads)
+        sources = [(query, as_expr(0)), (key, as_expr(0)), (value, as_expr(0))]
+    q, k, v = (
+        heads_of(t, begin, n, size) for (t, begin), n in zip(sources, (heads, groups, groups), strict=True)
+    )
+    return q, k, v, size
+
+
+def _sink(weights: Tensor | None, smooth: bool) -> Callable[[Expr], Expr] | None:
+    """What joins the scores of a head in its softmax and takes no value: a weight, or 0 where it is smooth."""
+    if weights is not None:
+        return lambda head: cast(weights[head], F32)
+    return (lambda head: const(0.0, F32)) if smooth else None
+
+
 @op("GroupQueryAttention", MICROSOFT)
 def group_query_attention(
     ctx: Context,
@@ -212,19 +239,8 @@ def group_query_attention(
         raise Unsupported("a quantised cache", "export with a cache of floats")
     if sliding_window_cache or query_seqlens is not None:
         raise Unsupported("a sliding cache, or new tokens with padding", "export without them")
-    if kv_num_heads < 1 or num_heads % kv_num_heads:
-        raise Malformed(f"{num_heads} heads do not divide into {kv_num_heads} groups")
-    batch, rows, width = query.shape
-    if key is None or value is None:
-        size = size_of_head(width, num_heads + 2 * kv_num_heads)
-        sources = [(query, as_expr(0)), (query, size * num_heads), (query, size * (num_heads + kv_num_heads))]
-    else:
-        size = size_of_head(width, num_heads)
-        sources = [(query, as_expr(0)), (key, as_expr(0)), (value, as_expr(0))]
-    q, k, v = (
-        heads_of(t, begin, n, size)
-        for (t, begin), n in zip(sources, (num_heads, kv_num_heads, kv_num_heads), strict=True)
-    )
+    batch, rows = query.shape[:2]
+    q, k, v, size = _by_heads(query, key, value, num_heads, kv_num_heads)
     if q_norm_weight is not None and k_norm_weight is not None:
         q = _normalised(q, q_norm_weight, qk_norm_epsilon if q_norm_epsilon is None else q_norm_epsilon)
         k = _normalised(k, k_norm_weight, qk_norm_epsilon if k_norm_epsilon is None else k_norm_epsilon)
@@ -259,12 +275,7 @@ def group_query_attention(
         test = t <= end
         return test & (end - local_window_size < t) if local_window_size > 0 else test
 
-    sink: Callable[[Expr], Expr] | None = None
-    if head_sink is not None:
-        weights = head_sink
-        sink = lambda n: cast(weights[n], F32)  # noqa: E731
-    elif smooth_softmax == 1:
-        sink = lambda n: const(0.0, F32)  # noqa: E731
+    sink = _sink(head_sink, smooth_softmax == 1)
     how = Scoring(scale_of(scale, size), attention_bias, None, visible, softcap, sink)
     keys, values = (
         compute((batch, kv_num_heads, total, size), lambda *i, t=t: t[i], name="seen")

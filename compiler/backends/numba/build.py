@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -61,7 +62,7 @@ def build(
         for name, step in passes:
             before, program = program, step(program, settings)
             strict.check_program(name, before, program)
-            dump(name, lambda p=program: program_text(p))  # type: ignore[misc]
+            dump(name, functools.partial(program_text, program))
         groups = fuse.group(program, settings.log, settings.same)
         dump("groups", lambda: fuse.groups_text(groups))
         return program, groups
