@@ -169,9 +169,7 @@ def _cached(past: Tensor | None, new: Tensor, before: Callable[[Expr], Expr], ro
 def _by_heads(
     query: Tensor, key: Tensor | None, value: Tensor | None, heads: int, groups: int
 ) -> tuple[Tensor, Tensor, Tensor, Expr]:
-    """(queries, keys, values) [batch, heads, rows, size] and that size; without keys all lie in the query, one
-    after another.
-    """
+    """(queries, keys, values) [batch, heads, rows, size] and that size; without keys all lie in the query."""
     if groups < 1 or heads % groups:
         raise Malformed(f"{heads} heads do not divide into {groups} groups")
     if key is None or value is None:
@@ -187,7 +185,7 @@ def _by_heads(
 
 
 def _sink(weights: Tensor | None, smooth: bool) -> Callable[[Expr], Expr] | None:
-    """What joins the scores of a head in its softmax and takes no value: a weight, or 0 where it is smooth."""
+    """What joins the scores of a head in its softmax and takes no value: a weight, or 0."""
     if weights is not None:
         return lambda head: cast(weights[head], F32)
     return (lambda head: const(0.0, F32)) if smooth else None
