@@ -6,15 +6,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusile.backends.native import alike, control, llvm
+from fusile.backends.native import alike, control, llvm, scalars
 from fusile.backends.native.llvm import FunctionPrinter, Instance, Part, Value
 from fusile.ir import index as ix
-from fusile.ir.expr import Axis, Dim, Expr, Load, apply, as_expr, const, free, load, substitute
+from fusile.ir.expr import Axis, Dim, Expr, Load, apply, as_expr, const, free, load, nodes, substitute
 from fusile.ir.loops import Buffer, For, If, Kernel, Kind, Stmt, stmt_exprs
 from fusile.ir.plan import Call, Check, Control, Define, Place, Plan, PrepareStep
 from fusile.ir.tensor import Tensor
 from fusile.ir.types import I64, numpy_dtype, storage_bytes
 from fusile.passes import access
+from fusile.passes.legalise import legalise
 from fusile.passes.plan_memory import bytes_of
 from fusile.runtime import abi
 from fusile.target import TargetSpec
@@ -315,7 +316,7 @@ class PlanPrinter:
                     self._control(f, s)
 
     def _check(self, f: _Printer, s: Check) -> None:
-        held = f.value(s.condition, f.nothing).text
+        held = f.value(self._legal(s.condition), f.nothing).text
         reason = self.reasons.setdefault(s.reason, len(self.reasons))
         site = self.site(s.origin)
         f.stop_unless(
@@ -351,6 +352,12 @@ class PlanPrinter:
         offset = f.size(place.offset)
         return base if offset == "0" else f.emit(f"getelementptr i8, ptr {base}, i64 {offset}")
 
+    def _legal(self, e: Expr) -> Expr:
+        """What the plan works out itself; sizes may come from floats of any type."""
+        if not any(n.dtype.is_float for n in nodes(e)):
+            return e
+        return legalise(e, scalars.capabilities(self.kernels.target))
+
     def _define(self, f: _Printer, s: Define) -> None:
         def read(x: Load) -> Expr:
             b = Buffer(x.source.name, x.source.dtype, x.source.shape)
@@ -358,7 +365,7 @@ class PlanPrinter:
             f.written.add(b)
             return load(b, x.index)
 
-        v = f.value(substitute(s.value, {}, read), f.nothing)
+        v = f.value(self._legal(substitute(s.value, {}, read)), f.nothing)
         fine = f.emit(f"icmp sge i64 {v.text}, 0")
         f.stop_unless(
             fine,

@@ -10,8 +10,10 @@ from fusile.ir.expr import Number
 from fusile.ir.types import BF16, BOOL, F16, F32, F64, DType
 from fusile.target import X86_64, TargetSpec
 
-REGISTER = {BOOL: "i1", F16: "half", BF16: "bfloat", F32: "float", F64: "double"}
-LETTER = {"i1": "i1", "half": "f16", "bfloat": "bf16", "float": "f32", "double": "f64"}
+REGISTER = {BOOL: "i1", F16: "half", BF16: "i16", F32: "float", F64: "double"}
+"""Bfloat16 only moves here (legalisation widens its arithmetic), as bits: LLVM would take a `select` on
+`bfloat` apart into calls of a conversion that C libraries lack, on every CPU without the instructions."""
+LETTER = {"i1": "i1", "half": "f16", "float": "f32", "double": "f64"}
 
 INSTRUCTION: dict[tuple[str, str], str] = {
     ("add", "f"): "fadd",
