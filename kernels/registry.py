@@ -214,12 +214,16 @@ class Context:
 
 
 def described(domain: str, name: str, function: Callable[..., Any], keeps_types: bool = False) -> Operator:
-    """How to call a definition, read off its parameters."""
-    parameters = list(inspect.signature(function).parameters.values())
-    takes_context = bool(parameters) and parameters[0].name == "ctx"
-    positional = [p for p in parameters[takes_context:] if p.kind is p.POSITIONAL_OR_KEYWORD]
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    attributes = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    """How to call a definition, read off its code: hundreds are described whenever a model is compiled, which
+    `inspect.signature` would take a while for.
+    """
+    code = function.__code__
+    names = code.co_varnames
+    takes_context = names[: code.co_argcount][:1] == ("ctx",)
+    positional = names[takes_context : code.co_argcount]
+    with_default = set(positional[len(positional) - len(function.__defaults__ or ()) :])
+    attributes = set(names[code.co_argcount : code.co_argcount + code.co_kwonlyargcount])
+    variadic = code.co_flags & inspect.CO_VARARGS
     return Operator(
         domain,
         name,
@@ -228,14 +232,14 @@ def described(domain: str, name: str, function: Callable[..., Any], keeps_types:
         "outputs" in attributes,
         frozenset(attributes - {"outputs"}),
         None if variadic else len(positional),
-        tuple(k for k, p in enumerate(positional) if p.default is p.empty and not _admits_none(p)),
+        tuple(k for k, p in enumerate(positional) if p not in with_default and not _admits_none(function, p)),
         keeps_types,
     )
 
 
-def _admits_none(parameter: inspect.Parameter) -> bool:
+def _admits_none(function: Callable[..., Any], parameter: str) -> bool:
     """Whether a parameter's type, which is text where annotations are postponed, has None in it."""
-    return "None" in str(parameter.annotation)
+    return "None" in str(function.__annotations__.get(parameter, ""))
 
 
 def op(name: str, domain: str = "", *, keeps_types: bool = False) -> Callable[[F], F]:

@@ -32,8 +32,9 @@ from fusile.ir.tensor import (
     stage_reads,
 )
 from fusile.ir.types import BOOL, BY_CODE
+from fusile.kernels import families
 from fusile.kernels.precision import call_wide
-from fusile.kernels.registry import OPERATORS, Context, Malformed, Unsettled, Unsupported
+from fusile.kernels.registry import Context, Malformed, Unsettled, Unsupported
 
 MOST_KNOWN = 256
 """Tensors up to this many elements are followed as expressions over dims (shape arithmetic)."""
@@ -47,18 +48,13 @@ __all__ = ["defined", "infer", "known_flags", "lower", "parse_dim", "takes"]
 
 def defined(domain: str, name: str) -> bool:
     """Whether an operator has a definition."""
-    _load_definitions()
-    return (domain, name) in OPERATORS
+    return families.definition(domain, name) is not None
 
 
 def takes(node: ir.Node) -> bool:
     """Whether the tensor program defines a node, with the graphs inside it, on tensors of numbers."""
     graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
     return defined(node.domain, node.op_type) and all(takes(inner) for graph in graphs for inner in graph)
-
-
-def _load_definitions() -> None:
-    import fusile.kernels.families  # noqa: F401  (fills the table)
 
 
 def parse_dim(d: object) -> Expr:
@@ -218,7 +214,7 @@ class _Lowering:
         self.tensors[t.name] = t
 
     def _node(self, node: ir.Node) -> None:
-        definition = OPERATORS.get((node.domain, node.op_type))
+        definition = families.definition(node.domain, node.op_type)
         where = (node.op_type, node.domain, str(node.name), file_opset(self.model, node.domain))
         inputs = [None if v is None else self.find(str(v.name)) for v in node.inputs]
         if definition is None:
@@ -456,7 +452,6 @@ def lower(model: ir.Model, seed: int = 0) -> Program:
     has a meaning becomes a requirement. Raises UnsupportedError with every gap at once, UnsettledError where
     all of them close once inputs are seen, InvalidModelError for a node that cannot be.
     """
-    _load_definitions()
     pending: list[dict[tuple[str, Expr], bool]] = [{}]
     made: list[Program] = []
     refusal: Exception | None = None
@@ -508,7 +503,6 @@ def infer(model: ir.Model) -> None:
 
     Values behind a gap keep what they had.
     """
-    _load_definitions()
     graph = model.graph
     walk = _Lowering(model, graph)
     for v in graph.inputs:
@@ -526,7 +520,6 @@ def infer(model: ir.Model) -> None:
 
 def known_flags(model: ir.Model) -> dict[ir.Value, bool]:
     """The truth values of a graph that follow from its constants and from the sizes that it declares."""
-    _load_definitions()
     walk = _Lowering(model, model.graph)
     flags: dict[ir.Value, bool] = {}
     try:

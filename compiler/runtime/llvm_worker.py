@@ -7,13 +7,16 @@ Standard output carries replies only: what LLVM prints goes to standard error. T
 ends or its parent is gone.
 """
 
+import contextlib
 import json
 import os
 import select
 import signal
 import struct
 import sys
+from collections.abc import Iterator
 from io import RawIOBase
+from types import ModuleType
 from typing import Any
 
 _POLL_SECONDS = 2.0
@@ -26,6 +29,7 @@ def main() -> None:
     os.dup2(2, 1)
     requests = os.fdopen(0, "rb", buffering=0)
     sys.path.append(folder)
+    sys.modules["importlib.resources"] = _Resources("importlib.resources")
 
     import llvmlite.binding as llvm
 
@@ -34,16 +38,39 @@ def main() -> None:
     while _wait(requests.fileno(), parent):
         head = _read(requests, 16)
         if head is None:
-            return
+            break
         lengths = struct.unpack("<QQ", head)
         options, text = (_read(requests, length) for length in lengths)
         if options is None or text is None:
-            return
+            break
         try:
             status, answer = 0, _compile(llvm, json.loads(options), text.decode())
         except (RuntimeError, ValueError) as error:
             status, answer = 1, str(error).encode("utf-8", "replace")
         _write(replies, struct.pack("<BQ", status, len(answer)) + answer)
+    os._exit(0)  # nothing is left to write, and taking LLVM down takes as long as a small kernel
+
+
+class _Resources(ModuleType):
+    """As much of importlib.resources as llvmlite finds its library with, which lies in its folder. The real
+    one imports tempfile, zipfile and more, a third of the time in which a worker starts.
+    """
+
+    @staticmethod
+    def files(package: str) -> "_Folder":
+        return _Folder(sys.modules[package].__path__[0])
+
+    @staticmethod
+    @contextlib.contextmanager
+    def as_file(path: str) -> Iterator[str]:
+        yield path
+
+
+class _Folder(str):
+    __slots__ = ()
+
+    def __truediv__(self, name: str) -> str:
+        return os.path.join(self, name)
 
 
 def _compile(llvm: Any, options: dict[str, Any], text: str) -> bytes:

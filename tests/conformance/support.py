@@ -71,13 +71,12 @@ def functions() -> set[tuple[str, str]]:
 
 def kernel_word(key: tuple[str, str]) -> str:
     """How the kernel backends take an operator."""
-    import fusile.kernels.families
-    import fusile.kernels.host  # noqa: F401  (fill the tables)
+    import fusile.kernels.host  # noqa: F401  (fills its table)
     from fusile.frontend.canonical import rewritten
+    from fusile.kernels.families import definition
     from fusile.kernels.host.registry import HOST_OPERATORS
-    from fusile.kernels.registry import OPERATORS
 
-    if key in OPERATORS:
+    if definition(*key) is not None:
         return "both" if key in HOST_OPERATORS else "kernel"
     if key in HOST_OPERATORS:
         return "host"
@@ -148,12 +147,13 @@ def text() -> str:
 
 def _contributed() -> list[tuple[str, str]]:
     """The operators of ONNX Runtime that are taken."""
-    import fusile.kernels.families
-    import fusile.kernels.host  # noqa: F401  (fill the tables)
+    import fusile.kernels.host  # noqa: F401  (fills its table)
     from fusile.frontend.canonical import rewritten_operators
+    from fusile.kernels.families import load_all
     from fusile.kernels.host.registry import HOST_OPERATORS
     from fusile.kernels.registry import OPERATORS
 
+    load_all()
     known = {*OPERATORS, *HOST_OPERATORS, *rewritten_operators()}
     return [key for key in known if key[0] == "com.microsoft"]
 

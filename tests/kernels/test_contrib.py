@@ -11,6 +11,7 @@ from contrib_cases import CASES, MICROSOFT, assert_close
 from operator_models import Case, by_onnxruntime, feeds, interpreted, one_node
 
 from fusile.frontend.rules_contrib import RULES
+from fusile.kernels import families
 from fusile.kernels.registry import OPERATORS
 
 pytest.importorskip("onnxruntime")
@@ -30,6 +31,7 @@ def test_contrib(case: Case, sizes: str) -> None:
 
 
 def test_every_operator_has_five_cases() -> None:
+    families.load_all()
     counts = Counter(case.op for case in CASES)
     known = {name for domain, name in OPERATORS if domain == MICROSOFT}
     known |= {rule.op_type for rule in RULES if rule.domain == MICROSOFT}

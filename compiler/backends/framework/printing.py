@@ -19,21 +19,22 @@ from fusile.graph.layout import first_order, last_order
 from fusile.ir import expr as ex
 from fusile.ir.tensor import Tensor, as_shape
 from fusile.ir.types import BY_CODE
-from fusile.kernels.registry import OPERATORS, Context, Malformed, Operator, Unsupported, call
-from fusile.passes.to_tensor import defined, parse_dim
+from fusile.kernels import families
+from fusile.kernels.registry import Context, Malformed, Operator, Unsupported, call
+from fusile.passes.to_tensor import parse_dim
 
 
 def program(n: Site) -> Sequence[Code | None]:
     """The outputs of a node as its definition says them. Refuses what has none, or one without a spelling."""
     node = n.node
-    if not defined(node.domain, node.op_type):
+    definition = families.definition(node.domain, node.op_type)
+    if definition is None:
         raise Refusal(*no_form(node, n.printer.framework.name))
     if (node.domain, node.op_type) in LOOKS_BACK:
         raise Refusal(
             "its definition looks at how its inputs were made, which a function of them cannot",
             "differentiate the emitted module with the framework's own means",
         )
-    definition = OPERATORS[node.domain, node.op_type]
     inputs = [_input(n, i, label) for i, label in enumerate(_labels(definition, len(node.inputs)))]
     ctx = Context(str(node.name or node.op_type))
     try:
