@@ -4,7 +4,7 @@ process."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,11 +12,13 @@ import onnx_ir as ir
 from fusile.backends.framework.emit import EmitReport
 from fusile.backends.numba.build import Dump, Pass, Settings, build, no_dump
 from fusile.backends.numba.folder import write_folder
-from fusile.backends.numba.kernels import Cpu
+from fusile.backends.numba.kernels import Cpu, Use, tasks
 from fusile.backends.numba.module import NumbaModule
 from fusile.backends.numba.plan import Words
 from fusile.backends.numba.source import Target, print_module
 from fusile.capabilities import FUNCTIONS
+from fusile.ir.expr import Expr
+from fusile.ir.loops import Kernel
 from fusile.ir.plan import Plan
 from fusile.options import Options
 from fusile.passes import inline, lanes, layout, pack
@@ -62,11 +64,18 @@ def _imports(names: Sequence[str]) -> list[str]:
     return [*out, f"from numpy import {', '.join(plain)}"] if plain else out
 
 
+def _launch(use: Use, kernel: Kernel, text: Callable[[Expr], str]) -> tuple[str, list[str]]:
+    count = tasks(kernel)
+    name = use.function.name
+    return (name, []) if count is None else ("spread", [name, text(count)])
+
+
 TARGET = Target(
     name="numba",
     dialect=Cpu(),
     words=Words(
-        launch=lambda use, kernel, text: "",
+        launch=_launch,
+        around=("w", "spread"),
         from_arena="np.ndarray({shape}, {dtype}, arena, {start})",
         empty="np.empty({shape}, {dtype})",
         copy="{array}.copy()",

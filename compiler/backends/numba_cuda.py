@@ -121,11 +121,10 @@ def _function(name: str, body: str, helper: bool = False) -> list[str]:
     return ["", *(["@helper"] if helper else []), f"def {name}(x):", f"    return {body}", ""]
 
 
-def _launch(use: Use, kernel: Kernel, text: Callable[[Expr], str]) -> str:
+def _launch(use: Use, kernel: Kernel, text: Callable[[Expr], str]) -> tuple[str, list[str]]:
     launch = launch_of(kernel)
-    if launch.form == "points":
-        return f"[blocks_for({text(launch.count)}), THREADS]"
-    return f"[{text(launch.blocks)}, THREADS]"
+    blocks = f"blocks_for({text(launch.count)})" if launch.form == "points" else text(launch.blocks)
+    return f"{use.function.name}[{blocks}, THREADS]", []
 
 
 TARGET = Target(
@@ -133,6 +132,7 @@ TARGET = Target(
     dialect=Gpu(),
     words=Words(
         launch=_launch,
+        around=("w",),
         from_arena="at(arena, {start}, {shape}, {dtype})",
         empty="cuda.device_array({shape}, {dtype})",
         copy="copied({array})",

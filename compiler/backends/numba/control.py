@@ -33,7 +33,7 @@ def _branch(p: PlanPrinter, s: Branch, plans: tuple[Plan, ...]) -> None:
     calls = []
     for body, plan, part in zip(s.bodies, plans, parts, strict=True):
         given = [*(p.array(t) for t in body.captured), *(p.text(d) for d in plan.symbols)]
-        calls.append((part, ["w", *given]))
+        calls.append((part, [*p.words.around, *given]))
     for word, (part, arguments) in zip((f"if {condition}:", "else:"), calls, strict=True):
         p.lines.add(word)
         p.lines.depth += 1
@@ -66,7 +66,7 @@ def _loop(p: PlanPrinter, s: Loop, plan: Plan) -> None:
     p.lines.add(f"{count} += 1")
     answers = [*([going] if s.conditional else []), *states, *slices]
     targets = f"{', '.join(answers)}{',' if len(answers) == 1 else ''}"
-    p.add(f"{targets} = {part}(", ["w", *states, *captured, *given], ")")
+    p.add(f"{targets} = {part}(", [*p.words.around, *states, *captured, *given], ")")
     if s.conditional:
         p.lines.add(f"{going} = {p.words.item.format(array=going)}")
     for held, one in zip(rows, slices, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusile.backends.numba.kernels import KernelPrinter, atom
+from fusile.backends.numba.kernels import KernelPrinter, atom, collapsed
 from fusile.ir import index as ix
 from fusile.ir.loops import Alloc, Buffer, For, Kernel, Kind
 from fusile.schedule.cuda import Launch
@@ -24,8 +24,8 @@ class Gpu:
 
     static_shapes: bool = True
 
-    def decorator(self, kernel: Kernel) -> str:
-        return "kernel"
+    def before(self, kernel: Kernel) -> tuple[str, ...]:
+        return ()
 
     def scratch(self, kernel: Kernel) -> tuple[Buffer, ...]:
         return launch_of(kernel).scratch
@@ -38,7 +38,7 @@ class Gpu:
 
     def loops(self, p: KernelPrinter, s: For) -> bool:
         if s.kind is Kind.BLOCK:
-            _, inside = p.collapsed(s)
+            _, inside = collapsed(s)
             p.body(x for x in inside if isinstance(x, Alloc))  # shared memory is there once, before the rows
             self._numbered(p, s, "row", "cuda.blockIdx.x", "cuda.gridDim.x")
             return True
@@ -59,7 +59,7 @@ class Gpu:
 
     def _numbered(self, p: KernelPrinter, s: For, name: str, first: str, step: str) -> None:
         """Collapsed loops whose iterations are numbered and shared out."""
-        loops, inside = p.collapsed(s)
+        loops, inside = collapsed(s)
         extents = [p.extent(x) for x in loops]
         number = p.axis(s.axis) if len(loops) == 1 else p.names.fresh(name)
         p.lines.add(f"for {number} in range({first}, {' * '.join(map(atom, extents))}, {step}):")

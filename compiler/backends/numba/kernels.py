@@ -38,11 +38,12 @@ RESERVED = (
     "np",
     "math",
     "cuda",
-    "prange",
     "error",
     "numba",
     "libdevice",
     "task",
+    "first",
+    "last",
     "kernel",
     "helper",
     "checked",
@@ -63,13 +64,13 @@ RESERVED = (
 class Template:
     """A kernel as text with marks in place of literals that may differ between kernels of one structure.
 
-    `params` are its arrays in the order of its arguments (scratch arrays of a GPU included), `holes` the
-    marks' values in the order of the text.
+    `before` are arguments in front of its arrays. `params` are those arrays in the order of its arguments
+    (scratch arrays of a GPU included), `holes` the marks' values in the order of the text.
     """
 
     name: str
     doc: str
-    decorator: str
+    before: tuple[str, ...]
     arrays: tuple[str, ...]
     params: tuple[Buffer, ...]
     checks: bool
@@ -78,7 +79,7 @@ class Template:
 
     @property
     def key(self) -> tuple[object, ...]:
-        return (self.decorator, self.arrays, self.checks, self.text)
+        return (self.before, self.arrays, self.checks, self.text)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -110,7 +111,10 @@ class Dialect(Protocol):
         """Whether the sizes of local arrays have to be numbers in the text."""
         ...
 
-    def decorator(self, kernel: Kernel) -> str: ...
+    def before(self, kernel: Kernel) -> tuple[str, ...]:
+        """Arguments in front of a kernel's arrays."""
+        ...
+
     def alloc(self, p: KernelPrinter, buffer: Buffer, shape: str, word: str) -> str: ...
     def loops(self, p: KernelPrinter, s: For) -> bool:
         """Print a loop that is not serial; False where it is printed as a serial one."""
@@ -204,7 +208,7 @@ class KernelPrinter:
         return Template(
             self.kernel.name,
             "; ".join(self.kernel.schedule),
-            self.dialect.decorator(self.kernel),
+            self.dialect.before(self.kernel),
             self.arrays,
             self.params,
             checks,
@@ -262,20 +266,6 @@ class KernelPrinter:
             return str(n)
         return along or self.printer(s.axis.extent).text(s.axis.extent).text
 
-    def collapsed(self, s: For) -> tuple[list[For], tuple[Stmt, ...]]:
-        """Perfectly nested loops of one kind from `s` inwards, and what is inside."""
-        loops = [s]
-        while len(loops[-1].body) == 1:
-            below = loops[-1].body[0]
-            if (
-                not isinstance(below, For)
-                or below.kind is not s.kind
-                or any(x.axis in free(below.axis.extent) for x in loops)
-            ):
-                break
-            loops.append(below)
-        return loops, loops[-1].body
-
     def digits(self, task: str, loops: Sequence[For], extents: Sequence[str]) -> None:
         """The axes of collapsed loops out of the number of a task."""
         for k, s in enumerate(loops):
@@ -328,6 +318,21 @@ class KernelPrinter:
             self.lines.add(f"{target} {update[0]}= {p.text(update[1]).text}")
         else:
             self.lines.add(f"{target} = {p.text(value).text}")
+
+
+def collapsed(s: For) -> tuple[list[For], tuple[Stmt, ...]]:
+    """Perfectly nested loops of one kind from `s` inwards, and what is inside."""
+    loops = [s]
+    while len(loops[-1].body) == 1:
+        below = loops[-1].body[0]
+        if (
+            not isinstance(below, For)
+            or below.kind is not s.kind
+            or any(x.axis in free(below.axis.extent) for x in loops)
+        ):
+            break
+        loops.append(below)
+    return loops, loops[-1].body
 
 
 def atom(text: str) -> str:
@@ -411,10 +416,10 @@ def _merged(members: list[tuple[Kernel, Template]], name: str) -> tuple[Function
             texts.append(arguments[column])
     pieces = first.text.split("\x00")
     body = pieces[0] + "".join(x + y for x, y in zip(texts, pieces[1:], strict=True))
-    params = [*first.arrays, *(["error"] if first.checks else []), *arguments.values()]
+    params = [*first.before, *first.arrays, *(["error"] if first.checks else []), *arguments.values()]
     head_text = signature(name, params)
     doc = f'    """{first.doc}."""\n' if first.doc else ""
-    text = f"@{first.decorator}\n{head_text}\n{doc}{body}\n"
+    text = f"@kernel\n{head_text}\n{doc}{body}\n"
     extras = [tuple(column[k] for column in arguments) for k in range(len(members))]
     return Function(name, text, first.params, first.checks), extras
 
@@ -437,34 +442,36 @@ def signature(name: str, params: Sequence[str], width: int = 100) -> str:
 # ---- the CPU ----------------------------------------------------------------------------------------------
 
 
+def tasks(kernel: Kernel) -> Expr | None:
+    """How many tasks a kernel has that may run at the same time; None where it is not one nest of them."""
+    outer = kernel.body[0] if len(kernel.body) == 1 else None
+    if not isinstance(outer, For) or outer.kind is not Kind.PARALLEL:
+        return None
+    return ix.product(s.axis.extent for s in collapsed(outer)[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """Numba on a CPU: tasks are iterations of a prange, locals numpy arrays."""
+    """Numba on a CPU: a kernel with tasks is called for those from `first` on, before `last`; locals are
+    numpy arrays."""
 
     static_shapes: bool = False
 
-    def decorator(self, kernel: Kernel) -> str:
-        return (
-            "parallel_kernel"
-            if any(isinstance(s, For) and s.kind is Kind.PARALLEL for s in walk(kernel.body))
-            else "kernel"
-        )
+    def before(self, kernel: Kernel) -> tuple[str, ...]:
+        return () if tasks(kernel) is None else ("first", "last")
 
     def alloc(self, p: KernelPrinter, buffer: Buffer, shape: str, word: str) -> str:
         return f"np.empty({shape}, {word})"
 
     def loops(self, p: KernelPrinter, s: For) -> bool:
-        if s.kind is not Kind.PARALLEL:
+        if p.kernel.body != (s,) or tasks(p.kernel) is None:
             return False
-        loops, inside = p.collapsed(s)
-        extents = [p.extent(x) for x in loops]
-        if len(loops) == 1:
-            p.lines.add(f"for {p.axis(s.axis)} in prange({extents[0]}):")
-            p.nested(inside)
-            return True
-        p.lines.add(f"for task in prange({' * '.join(map(atom, extents))}):")
+        loops, inside = collapsed(s)
+        task = p.axis(s.axis) if len(loops) == 1 else "task"
+        p.lines.add(f"for {task} in range(first, last):")
         p.lines.depth += 1
-        p.digits("task", loops, extents)
+        if len(loops) > 1:
+            p.digits("task", loops, [p.extent(x) for x in loops])
         p.body(inside)
         p.lines.depth -= 1
         return True

@@ -24,8 +24,10 @@ WIDTH = 100
 class Words:
     """What a target prints its own way in a plan."""
 
-    launch: Callable[[Use, Kernel, Callable[[Expr], str]], str]
-    """What stands between a kernel's name and its arguments."""
+    launch: Callable[[Use, Kernel, Callable[[Expr], str]], tuple[str, list[str]]]
+    """What is called for a kernel, and with which arguments before those of the kernel."""
+    around: tuple[str, ...]
+    """What the functions of a plan are given besides tensors and sizes, first the weights."""
     from_arena: str
     """An array in the arena: format with `shape`, `dtype` and `start`."""
     empty: str
@@ -66,14 +68,14 @@ class PlanPrinter:
     # ---- the run ------------------------------------------------------------------------------------------
 
     def run(self) -> str:
-        """`def run(w, memory, …)`."""
+        """`def run(w, …, memory, …)`."""
         arguments = self._begin()
         self._sizes()
         plan = self.plan
         if ix.number(plan.arena) != 0:
             self.lines.add(f"arena = memory({self.size(plan.arena)})")
         doc = "The outputs, in graph order. `memory` gives the bytes that intermediate tensors share."
-        main = self._function("run", ["w", "memory", *arguments], doc)
+        main = self._function("run", [*self.words.around, "memory", *arguments], doc)
         return "\n\n\n".join([*self.inner, main])
 
     def part(self, name: str) -> str:
@@ -83,12 +85,13 @@ class PlanPrinter:
         if ix.number(self.plan.arena) != 0:
             size = f"({self.size(self.plan.arena)},)"
             self.lines.add(f"arena = {self.words.empty.format(shape=size, dtype='np.uint8')}")
-        return self._function(name, ["w", *arguments, *sizes], "A part of the run that is taken when needed.")
+        doc = "A part of the run that is taken when needed."
+        return self._function(name, [*self.words.around, *arguments, *sizes], doc)
 
     def _begin(self) -> list[str]:
         """Start a function; the names of its inputs."""
         self.lines = Lines(1)
-        self.names = Names((*self.taken, "w", "memory", "arena", "error"))
+        self.names = Names((*self.taken, *self.words.around, "memory", "arena", "error"))
         self.arrays: dict[Tensor, str] = {}
         self.outputs: dict[int, str] = {}
         arguments = [self.names.name(t, t.name) for t in self.plan.inputs]
@@ -200,7 +203,8 @@ class PlanPrinter:
         given = [*arrays, *scratch, *(["error"] if use.function.checks else []), *extra]
         if origins:
             self.lines.add(f"# {comment_text(', '.join(origins), WIDTH - 10)}")
-        self.add(f"{use.function.name}{self.words.launch(use, kernel, self.text)}(", given, ")")
+        called, before = self.words.launch(use, kernel, self.text)
+        self.add(f"{called}(", [*before, *given], ")")
 
     def _scratch(self, use: Use, kernel: Kernel) -> list[str]:
         """Memory of a kernel's own that its caller provides."""
@@ -271,15 +275,16 @@ class PlanPrinter:
     # ---- weights ------------------------------------------------------------------------------------------
 
     def prepare(self) -> str:
-        """`def prepare(raw)`. Call it after `run`, which says what weights are called."""
+        """`def prepare(raw, …)`. Call it after `run`, which says what weights are called."""
         self.lines = Lines(1)
-        self.names = Names((*self.taken, "w", "raw", "error"))
+        self.names = Names((*self.taken, *self.words.around, "raw", "error"))
         self.lines.add("w = Weights()")
         for step in self.plan.prepare:
             self._step(step)
         self.lines.add("return w")
         doc = '    """The weights as kernels read them; `raw` gives an initialiser by its name."""'
-        return "\n".join(["def prepare(raw):", doc, *self.lines.lines])
+        arguments = ", ".join(["raw", *self.words.around[1:]])
+        return "\n".join([f"def prepare({arguments}):", doc, *self.lines.lines])
 
     def _step(self, step: PrepareStep) -> None:
         for t in step.copies:

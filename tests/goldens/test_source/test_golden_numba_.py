@@ -15,11 +15,12 @@ Outputs:
 
 import json
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from os import cpu_count
 from pathlib import Path
 from types import SimpleNamespace as Weights
 
-import numba
 import numpy as np
 from numba import njit
 
@@ -61,6 +62,27 @@ def known_size(value, node):
     return int(value)
 
 
+class Threads:
+    """Runs kernels, shares of their tasks at the same time. Any number of callers may do so."""
+
+    pool = ThreadPoolExecutor(cpu_count(), "kernels")  # of all models; starts threads when there is work
+
+    def __init__(self, count):
+        self.count = count
+
+    def __call__(self, kernel, tasks, *arguments):
+        """Run the tasks 0 to `tasks` of a kernel: one share here, one in each of the other threads."""
+        shares = max(1, min(self.count, tasks))
+        ends = [tasks * k // shares for k in range(1, shares + 1)]
+        others = [(self.pool.submit(kernel, *share, *arguments), share) for share in pairwise(ends)]
+        kernel(0, ends[0], *arguments)
+        for running, share in others:
+            if running.cancel():  # no thread has come to it
+                kernel(*share, *arguments)
+            else:
+                running.result()
+
+
 @helper
 def maximum(a, b):
     return b if a < b else a
@@ -95,7 +117,7 @@ def conv_relu(x, w1, out, w2):
                     out[i0, i1, i2, i3] = maximum(conv[i1] + w2[i1], f32(0.0))
 
 
-def prepare(raw):
+def prepare(raw, spread):
     """The weights as kernels read them; `raw` gives an initialiser by its name."""
     w = Weights()
     w.w = raw("w")
@@ -103,7 +125,7 @@ def prepare(raw):
     return w
 
 
-def run(w, memory, x):
+def run(w, spread, memory, x):
     """The outputs, in graph order. `memory` gives the bytes that intermediate tensors share."""
     N = x.shape[0]
     arena = memory((N * 672 + 63) // 64 * 64)
@@ -120,9 +142,8 @@ class Model:
     """The model with its weights. Threads may call it at the same time."""
 
     def __init__(self, raw, threads=None):
-        self.weights = prepare(raw)
-        self.threads = min(threads or numba.config.NUMBA_NUM_THREADS, numba.config.NUMBA_NUM_THREADS)
-        self._guard: AbstractContextManager = threading.Lock()
+        self.spread = Threads(threads or cpu_count())
+        self.weights = prepare(raw, self.spread)
         self._local = threading.local()
 
     def __call__(self, *inputs):
@@ -132,13 +153,7 @@ class Model:
 
     def run(self, arrays):
         """The outputs for checked inputs; types that Numba lacks as words of their size."""
-        with self._guard:
-            numba.set_num_threads(self.threads)
-            answer = run(self.weights, self._memory, *arrays)
-        # Numba's own threads serve one caller at a time; OpenMP's and TBB's serve any number.
-        if self._guard.__class__ is not nullcontext and True:
-            self._guard = nullcontext()
-        return answer
+        return run(self.weights, self.spread, self._memory, *arrays)
 
     def _memory(self, size):
         """This thread's memory for intermediate tensors, aligned to cache lines."""
