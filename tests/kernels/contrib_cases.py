@@ -539,7 +539,9 @@ def windows_of_bytes() -> Iterator[Case]:
         yield case(op_all, f"{name}_signed", [i8(2, 9, 8, 33), *s], [1, 2, 3, 4], **kind)
         yield case(op_all, f"{name}_3d", [u8(1, 4, 5, 6, 3), *more], **kind)
         x = u8(2, 9, 8, 4) if last else u8(2, 4, 9, 8)
-        w = [i8(6, 4, 3, 3), positive(6), np.zeros(6, np.int8), scale(3.0), byte(7)]
+        # Seven bits where channels come last: that kernel of ONNX Runtime saturates pairs of products on CPUs
+        # without VNNI, whatever it is told (see exact_products.py).
+        w = [i8(6, 4, 3, 3) // 2, positive(6), np.zeros(6, np.int8), scale(3.0), byte(7)]
         bias, fixed = numbers(-1000, 1000, 6), range(1, 9)
         yield case("QLinearConv", name, [x, *more[:2], *w, bias], fixed, pads=[1, 1, 1, 1], **kind)
         yield case("QLinearConv", f"{name}_strided", [x, *more[:2], *w], fixed, strides=[2, 2], **kind)

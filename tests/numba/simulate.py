@@ -10,7 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
-for folder in ("kernels", "passes", "native", "numba"):
+for folder in ("", "kernels", "passes", "native", "numba"):
     sys.path.append(str(Path(__file__).parents[1] / folder))
 
 import numpy as np

@@ -85,6 +85,7 @@ def conv(n: Site) -> Code:
     x, padding = padded(n, w)
     # Strides beside dilations, or uneven ones, are no word of TensorFlow: compute every step, keep some.
     both = any(s > 1 for s in w.strides) and any(d > 1 for d in w.dilations)
+    both |= len(set(w.strides)) > 1 and _depthwise(n, w, group)
     if both and padding == "same":
         x, padding = (
             call("ops.pad", n.tensor(), ((0, 0), *zip(w.before, w.after, strict=True), (0, 0))),
@@ -112,7 +113,7 @@ def _conv_layer(
     rest: dict[str, Plain] = {} if n.has(2) else {"use_bias": False}
     rest |= typed(n.dtype(1))
     bias = {"bias": Place(n.value(2))} if n.has(2) else {}
-    if group > 1 and inner == 1 and w.dims < 3:
+    if _depthwise(n, w, group):
         multiplier = out // group
         depth = settings | ({"depth_multiplier": multiplier} if multiplier > 1 else {})
         made = call(f"layers.DepthwiseConv{w.dims}D", plain(w.kernel), **depth, **rest)
@@ -123,6 +124,11 @@ def _conv_layer(
         made = call(f"layers.Conv{w.dims}D", out, plain(w.kernel), **settings, **grouped, **rest)
         places = {"kernel": Place(n.value(1), axes=(*spatial, 1, 0)), **bias}
     return n.layer(n.stem(), made, places, build_shape(w.dims + 2, inner * group))
+
+
+def _depthwise(n: Site, w: Window, group: int) -> bool:
+    """Whether a convolution is one per channel, which has layers of its own."""
+    return group > 1 and n.fixed(1, 1) == 1 and w.dims < 3
 
 
 def _conv_plain(n: Site, w: Window, x: Code, settings: dict[str, Plain]) -> Code:
@@ -136,12 +142,11 @@ def conv_transpose(n: Site) -> Code:
     w, group = window(n), n.integer("group", 1)
     if w.dims > 3:
         n.refuse(f"a convolution over {w.dims} axes")
+    if any(d > 1 for d in w.dilations):
+        n.refuse("a transposed convolution with dilations, which TensorFlow does not have on every CPU")
     extra = n.integers("output_padding", [0] * w.dims)
-    reach = [(k - 1) * d + 1 for k, d in zip(w.kernel, w.dilations, strict=True)]
-    before, after = _transposed_pads(n, w, extra, reach)
-    settings = without_defaults(
-        {"strides": plain(w.strides), "dilation_rate": plain(w.dilations)}, {"strides": 1, "dilation_rate": 1}
-    )
+    before, after = _transposed_pads(n, w, extra)
+    settings = without_defaults({"strides": plain(w.strides)}, {"strides": 1})
     x, layer, out = n.tensor(), None, n.fixed(1, 1)
     if group == 1 and n.roles(1) == ["param"]:
         axes = (*range(2, w.dims + 2), 1, 0)
@@ -157,7 +162,7 @@ def conv_transpose(n: Site) -> Code:
     else:
         y, bias_left = _conv_transpose_plain(n, w, x, settings, group), n.has(2)
     # Keras' own length is in * stride where the kernel is shorter than the stride.
-    excess = [max(0, s - r) for s, r in zip(w.strides, reach, strict=True)]
+    excess = [max(0, s - r) for s, r in zip(w.strides, w.kernel, strict=True)]
     y = _fit(y, before, [a + e for a, e in zip(after, excess, strict=True)], extra)
     return y + n.tensor(2) if bias_left else y
 
@@ -177,19 +182,19 @@ def _fit(y: Code, before: Sequence[int], cut: Sequence[int], extra: Sequence[int
     return y
 
 
-def _transposed_pads(n: Site, w: Window, extra: list[int], reach: list[int]) -> tuple[list[int], list[int]]:
+def _transposed_pads(n: Site, w: Window, extra: list[int]) -> tuple[list[int], list[int]]:
     wanted = n.integers("output_shape")
     if not wanted and not w.same:
         return w.before, w.after
     if wanted:
         sizes = n.onnx_shape()[2:]
         total = []
-        for s, i, e, r, o in zip(w.strides, sizes, extra, reach, wanted[-w.dims :], strict=True):
+        for s, i, e, r, o in zip(w.strides, sizes, extra, w.kernel, wanted[-w.dims :], strict=True):
             if not isinstance(i, int):
                 n.refuse("output_shape over an axis whose size is not fixed")
             total.append(s * (i - 1) + e + r - o)
     else:
-        total = [e + r - s for s, e, r in zip(w.strides, extra, reach, strict=True)]
+        total = [e + r - s for s, e, r in zip(w.strides, extra, w.kernel, strict=True)]
     small, large = [t // 2 for t in total], [t - t // 2 for t in total]
     return (small, large) if n.string("auto_pad") == "SAME_UPPER" else (large, small)
 
