@@ -329,7 +329,8 @@ def verify(
         _print_json(report.to_json())
     else:
         bound_text = f"agreement is an error of at most {report.tolerance} ({report.reason})"
-        _print_lines([report.table(), bound_text, str(report.first or report.search)])
+        found = [str(part) for part in (report.first, report.search) if part]
+        _print_lines([report.table(), bound_text, *found])
     if not report.ok:
         raise typer.Exit(fusile.DifferenceError.exit_code)
 

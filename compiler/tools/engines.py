@@ -64,6 +64,30 @@ def reference_session(model: str | bytes, threads: int = 1, optimised: bool = Fa
         raise UsageError("ONNX Runtime, the reference, refuses the model", why=_first_line(error)) from error
 
 
+def reference_saturates() -> bool:
+    """Whether ONNX Runtime's products of u8 and s8 saturate here, as they do on x86 CPUs without VNNI (its
+    documentation on quantisation): it adds pairs of them in 16 bits.
+    """
+    import onnx
+
+    a, b = np.full((1, 4), 255, np.uint8), np.full((4, 1), 127, np.int8)
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
+            "products",
+            [
+                onnx.helper.make_tensor_value_info("a", onnx.TensorProto.UINT8, a.shape),
+                onnx.helper.make_tensor_value_info("b", onnx.TensorProto.INT8, b.shape),
+            ],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [1, 1])],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 21)],
+        ir_version=10,
+    )
+    (found,) = reference_session(model.SerializeToString()).run(None, {"a": a, "b": b})
+    return int(found[0, 0]) != 4 * 255 * 127
+
+
 def reference_run(session: Any) -> Run:
     """The session as a Run; what it refuses is a UsageError."""
 

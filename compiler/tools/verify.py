@@ -16,6 +16,7 @@ from fusile.tools.engines import (
     Run,
     onnxruntime,
     reference_run,
+    reference_saturates,
     reference_session,
     session_ports,
     target_run,
@@ -188,8 +189,15 @@ def verify(source: Any, options: Options, question: Question, progress: Progress
     wrong = next((place for place, case in enumerate(cases) if not case.ok), None)
     if wrong is not None and question.search:
         first, search = _search(source, options, cases[wrong], asked[wrong][2], tolerance, progress)
+    if wrong is not None and "int8" in weight_types(source) and reference_saturates():
+        search = f"{search} {_SATURATING}".strip()
     return VerifyReport(model_name(source), options.target, tolerance, reason, tuple(cases), first, search)
 
+
+_SATURATING = (
+    "ONNX Runtime's sums of products of u8 and s8 saturate on this CPU, which lacks VNNI: it may be the one "
+    "that is wrong."
+)
 
 _GIVEN = "given"
 """The reason for a tolerance that the caller chose."""

@@ -320,3 +320,18 @@ def test_a_framework_that_is_missing_is_named(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=f"pip install fusile.{target}."):
         target_run(small_path, Options(target=target), silent)
+
+
+def test_a_reference_that_saturates_is_said() -> None:
+    """On CPUs without VNNI ONNX Runtime adds pairs of u8·s8 products in 16 bits; where it does not, all agree."""
+    w = numpy_helper.from_array(np.full((32, 4), 127, np.int8), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [2, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [2, 4])],
+        [w],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    report = fusile.verify(model, inputs={"x": np.full((2, 32), 250, np.uint8)})
+    assert report.ok or "saturate on this CPU" in report.search

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import platform
 import threading
 import weakref
 from pathlib import Path
@@ -311,3 +312,33 @@ def test_what_a_node_requires_of_sizes_is_said_when_it_does_not_hold() -> None:
     module = fusile.compile(onnx.parser.parse_model(text))
     with pytest.raises(RunError, match="k is more than the 5 elements"):
         module.run([np.zeros(5, np.float32), np.array([6])])
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the CPU is named by features of x86-64")
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_sixteen_bit_floats_on_a_cpu_without_their_instructions(name: str) -> None:
+    """What LLVM calls for a conversion there is in no C library, so nothing may be left to it: not the choice
+    between two values, and not a size that comes out of them."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 13, opset_import: ["": 27]>
+        g ({name}[N] x, {name}[N] y, bool[N] c, {name} limit, int64[K] i)
+          => ({name}[N] chosen, {name}[N] total, {name}[M] counted, {name}[K, 4] hot)
+          <float f0 = {{0}}, float f1 = {{1}}, float[2] f2 = {{2, 3}}, int64 depth = {{4}}> {{
+            zero = CastLike (f0, limit)
+            one = CastLike (f1, limit)
+            ends = CastLike (f2, limit)
+            chosen = Where (c, x, y)
+            total = Add (x, y)
+            counted = Range (zero, limit, one)
+            hot = OneHot (i, depth, ends)
+        }}"""
+    )
+    kind = np.dtype(getattr(ml_dtypes, name, name))
+    x, y = noise(1, 40).astype(kind), noise(2, 40).astype(kind)
+    c, i = noise(3, 40) > 0, np.array([0, 3, -1])
+    module = fusile.compile(model, cpu="sse4.2")
+    chosen, total, counted, hot = (np.asarray(out) for out in module(x, y, c, np.asarray(5, kind), i))
+    np.testing.assert_array_equal(chosen, np.where(c, x, y))
+    np.testing.assert_array_equal(total, x + y)
+    np.testing.assert_array_equal(counted, np.arange(5).astype(kind))
+    np.testing.assert_array_equal(hot, np.where(np.eye(4)[i] > 0, 3, 2).astype(kind))
