@@ -125,7 +125,6 @@ def needs_host(model: ir.Model) -> bool:
         return True
     left = [node for node in graph.all_nodes() if not takes(node)]
     if left:
-        from fusile.kernels import host  # noqa: F401  (fills the table)
         from fusile.kernels.host.registry import HOST_OPERATORS
 
         if any((node.domain, node.op_type) in HOST_OPERATORS for node in left):

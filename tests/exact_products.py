@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
+
+from fusile.tools.engines import reference_saturates
 
 
 def session(model: onnx.ModelProto | bytes, exact: bool) -> ort.InferenceSession:
@@ -48,17 +50,7 @@ def answers(model: onnx.ModelProto, values: Mapping[str, Any]) -> list[Any]:
 @functools.cache
 def saturates() -> bool:
     """Whether u8 times s8 is not exact on this CPU."""
-    a, b = np.full((1, 4), 255, np.uint8), np.full((4, 1), 127, np.int8)
-    node = helper.make_node("MatMulInteger", ["a", "b"], ["y"])
-    inputs = [
-        helper.make_tensor_value_info("a", TensorProto.UINT8, a.shape),
-        helper.make_tensor_value_info("b", TensorProto.INT8, b.shape),
-    ]
-    output = helper.make_tensor_value_info("y", TensorProto.INT32, [1, 1])
-    graph = helper.make_graph([node], "g", inputs, [output])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    (found,) = session(model, exact=False).run(None, {"a": a, "b": b})
-    return int(found[0, 0]) != 4 * 255 * 127
+    return reference_saturates()
 
 
 def _multiplies_signed_bytes(model: onnx.ModelProto, values: Mapping[str, Any]) -> bool:

@@ -35,7 +35,6 @@ from fusile.host.program import Constant, HostProgram, NodeStep, Operand, Region
 from fusile.host.region import Compile, Known, Region, Source, Template
 from fusile.ir import index as ix
 from fusile.ir.tensor import Program
-from fusile.kernels import host as _definitions  # noqa: F401  (fills the table)
 from fusile.kernels.host.registry import HOST_OPERATORS, HostContext
 from fusile.loading import Loaded, read
 from fusile.options import Options

@@ -320,7 +320,6 @@ class _Subgraph:
 
 def _undefined(node: ir.Node) -> tuple[str, str]:
     """Why a node is no part of a tensor program, and what to do."""
-    from fusile.kernels import host  # noqa: F401  (fills the table)
     from fusile.kernels.host.registry import HOST_OPERATORS
 
     if (node.domain, node.op_type) in HOST_OPERATORS:

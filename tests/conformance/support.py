@@ -71,7 +71,6 @@ def functions() -> set[tuple[str, str]]:
 
 def kernel_word(key: tuple[str, str]) -> str:
     """How the kernel backends take an operator."""
-    import fusile.kernels.host  # noqa: F401  (fills its table)
     from fusile.frontend.canonical import rewritten
     from fusile.kernels.families import definition
     from fusile.kernels.host.registry import HOST_OPERATORS
@@ -147,7 +146,6 @@ def text() -> str:
 
 def _contributed() -> list[tuple[str, str]]:
     """The operators of ONNX Runtime that are taken."""
-    import fusile.kernels.host  # noqa: F401  (fills its table)
     from fusile.frontend.canonical import rewritten_operators
     from fusile.kernels.families import load_all
     from fusile.kernels.host.registry import HOST_OPERATORS

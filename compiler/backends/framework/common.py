@@ -68,7 +68,6 @@ def no_form(node: ir.Node, framework: str) -> tuple[str, str]:
 
 def _on_host(node: ir.Node) -> bool:
     """Whether the host part of the kernel backends takes an operator."""
-    import fusile.kernels.host  # noqa: F401  (fills the table)
     from fusile.kernels.host.registry import HOST_OPERATORS
 
     return (node.domain, node.op_type) in HOST_OPERATORS

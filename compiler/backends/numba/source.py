@@ -37,6 +37,7 @@ FRAME = (
     "cpu_count",
     "pairwise",
     "Threads",
+    "spread",
     "ThreadPoolExecutor",
     "cuda",
     "libdevice",

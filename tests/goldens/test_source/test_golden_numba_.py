@@ -65,7 +65,7 @@ def known_size(value, node):
 class Threads:
     """Runs kernels, shares of their tasks at the same time. Any number of callers may do so."""
 
-    pool = ThreadPoolExecutor(cpu_count(), "kernels")  # of all models; starts threads when there is work
+    pool = ThreadPoolExecutor(cpu_count(), "kernels")  # of every model made here; starts threads when there is work
 
     def __init__(self, count):
         self.count = count
