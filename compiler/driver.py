@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from fusile.backends.native.build import Objects
 from fusile.building import Job
 from fusile.errors import UnsettledError, UsageError
 from fusile.graph.text import graph_text
+from fusile.ir import alike
 from fusile.ir.loops import Buffer, Kernel, kernel_text
 from fusile.ir.plan import Plan, Variant, plan_text
 from fusile.ir.tensor import Program, Stage
 from fusile.ir.text import program_text
 from fusile.loading import Loaded, model_name, needs_host, read
 from fusile.options import Options
-from fusile.passes import fuse, inline, lanes, layout, pack, strict
+from fusile.passes import fuse, inline, lanes, layout, pack, strict, winograd
 from fusile.passes.finish import finish
 from fusile.passes.fuse import Group
 from fusile.passes.inline import Log
@@ -107,6 +109,7 @@ of the model.
 FUSED: tuple[tuple[str, ProgramPass], ...] = (
     ("columns", lambda p, s: layout.merge_columns(p, s.log)),
     ("layout", lambda p, s: layout.choose(p, s.log)),
+    ("winograd", lambda p, s: winograd.winograd(p, s.log) if s.options.precision == "fp32" else p),
     ("inline", lambda p, s: inline.inline(p, s.log, s.same)),
     ("pack", lambda p, s: pack.pack(p, s.registers, s.log, s.options.precision)),
     ("lanes", lambda p, s: lanes.split_reductions(p, 4 * s.lanes, s.log)),
@@ -147,6 +150,8 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
     """The plan of a model for the native backend."""
     program, groups = tensor_program(source, options, target, trace)
     kernels: list[tuple[Kernel, Kernel]] = []
+    count = itertools.count()
+    before: dict[object, tuple[Variant, ...]] = {}
     printable = scalars.capabilities(target)
 
     settings = Settings(options, target, trace.log)
@@ -157,8 +162,11 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
         return b.name not in outside
 
     def lowered(group: Group) -> tuple[Variant, ...]:
-        naive = lower_group(group, f"kernel{len(kernels)}")
+        naive = lower_group(group, f"kernel{next(count)}")
         strict.check_lowered(group, naive)
+        key = alike.key(naive), tuple(map(own, naive.params)), alike.guard_sites(naive)
+        if key in before:
+            return tuple(repeated(v, naive) for v in before[key])
         made: list[Variant] = []
         for guard, scheduled in cpu.variants(naive, target, own) if options.opt_level else ((None, naive),):
             strict.check_kernel("schedule", naive, scheduled)
@@ -166,7 +174,8 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
             strict.check_kernel("finish", scheduled, fast, proofs=False)
             kernels.append((naive, fast))
             made.append(Variant(guard, fast, arguments(fast)))
-        return tuple(made)
+        before[key] = tuple(made)
+        return before[key]
 
     def inner(within: Program, makes: frozenset[int]) -> Plan:
         """The plan of a branch or of a loop's body, which goes the same road."""
@@ -181,6 +190,14 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
     trace.text("schedule", lambda: "\n".join(kernel_text(f) for _, f in kernels))
     trace.text("plan", lambda: plan_text(made))
     return made
+
+
+def repeated(made: Variant, naive: Kernel) -> Variant:
+    """What became of a kernel, for the tensors of another one that differs from it in names alone."""
+    tensors = dict(zip(made.kernel.params, arguments(naive), strict=True))
+    notes = {**made.kernel.notes, "tensors": tensors}
+    kernel = replace(made.kernel, name=naive.name, origins=naive.origins, notes=notes)
+    return Variant(made.guard, kernel, arguments(kernel))
 
 
 def compile(source: Any, options: Options, progress: Progress) -> Module:

@@ -19,7 +19,7 @@ HOME = Path(__file__).parent.parent / "compiler"
 PAGE = Path(__file__).parent.parent / "docs" / "architecture.md"
 TRIP = """<ir_version: 9, opset_import: ["" : 18]>
 trip (float[batch, 64, 56, 56] x) => (float[batch, 64, 1, 1] y) {
-    conv = Conv <pads = [1, 1, 1, 1]> (x, weight, bias)
+    conv = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, weight, bias)
     r = Relu (conv)
     y = GlobalAveragePool (r)
 }"""
@@ -60,8 +60,8 @@ def test_the_dumps_of_the_trip_are_real(dumps: str, request: pytest.FixtureReque
     missing = [block for block in shown() if block not in dumps]
     if request.config.getoption("--update-golden"):
         for block in missing:
-            head = block.splitlines()[:3]
-            start = [m.start() for m in re.finditer(re.escape(head[0]), dumps)]
+            head = re.split(r"[(:\[]", block, maxsplit=1)[0]
+            start = [m.start() for m in re.finditer(rf"^{re.escape(head)}\b", dumps, re.MULTILINE)]
             fresh = [re.split(r"\n(?=\S)|\n\n", dumps[at:], maxsplit=1)[0].rstrip() for at in start]
             best = max(fresh, key=lambda text: len(set(text.splitlines()) & set(block.splitlines())))
             page = page.replace(block, best)

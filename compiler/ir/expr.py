@@ -40,9 +40,10 @@ class Source(Protocol):
 class Expr:
     """A scalar expression. Compare with `is`; arithmetic operators build canonical expressions."""
 
-    __slots__ = ("__weakref__", "_free", "_poly", "_rank", "dtype")
+    __slots__ = ("__weakref__", "_free", "_loads", "_poly", "_rank", "dtype")
     dtype: DType
     _free: frozenset[Expr] | None
+    _loads: tuple[Load, ...] | None
     _poly: Any
     _rank: Any
 
@@ -253,6 +254,7 @@ def _intern(made_of: type[Expr], dtype: DType, key: tuple[Any, ...], /, **fields
     node = object.__new__(made_of)
     node.dtype = dtype
     node._free = None
+    node._loads = None
     node._poly = None
     node._rank = None
     for name, value in fields.items():
@@ -441,7 +443,9 @@ def substitute(e: Expr, mapping: Mapping[Expr, Expr], on_load: Callable[[Load], 
         if done is not None:
             return done
         out = x
-        if x.children:
+        if isinstance(x, Apply) and x.op == "select" and isinstance(test := visit(x.args[0]), Const):
+            out = visit(x.args[1 if test.value else 2])  # the other arm may be large
+        elif x.children:
             out = rebuild(x, tuple(visit(c) for c in x.children))
         if on_load is not None and isinstance(out, Load):
             out = on_load(out)
@@ -453,6 +457,8 @@ def substitute(e: Expr, mapping: Mapping[Expr, Expr], on_load: Callable[[Load], 
 
 def loads(e: Expr) -> list[Load]:
     """Every distinct Load below an expression, outer ones first."""
+    if e._loads is not None:
+        return list(e._loads)
     seen: dict[Expr, None] = {}
 
     def visit(x: Expr) -> None:
@@ -463,7 +469,8 @@ def loads(e: Expr) -> list[Load]:
             visit(c)
 
     visit(e)
-    return [x for x in seen if isinstance(x, Load)]
+    e._loads = tuple(x for x in seen if isinstance(x, Load))
+    return list(e._loads)
 
 
 def nodes(e: Expr) -> list[Expr]:

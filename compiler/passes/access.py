@@ -176,9 +176,28 @@ def is_window(stage: Compute) -> bool:
     return any(free(i) & reduced and free(i) & outer for x in reads(r.body) for i in x.index)
 
 
-def constant_tensor(t: Tensor) -> bool:
-    """Whether a tensor's elements are given with the model."""
-    return t.data is not None
+def constant(t: Tensor, known: dict[Tensor, bool]) -> bool:
+    """Whether a tensor's elements are given with the model, or follow from what is given. `known` holds the
+    answers so far.
+    """
+    pending = [t]
+    while pending:
+        x = pending[-1]
+        if x in known:
+            pending.pop()
+            continue
+        if not isinstance(x.stage, Compute):
+            known[x] = x.data is not None
+            continue
+        sources = {r.source for r in loads(x.stage.body)}
+        waiting = [y for y in sources if y not in known]
+        if waiting and all(known[y] for y in sources - set(waiting)):
+            pending += waiting
+        else:
+            known[x] = x.data is not None or (
+                bool(sources) and not waiting and all(known[y] for y in sources)
+            )
+    return known[t]
 
 
 def reduce_of(stage: Compute) -> Reduce | None:

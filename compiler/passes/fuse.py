@@ -63,6 +63,7 @@ class _Grouper:
         self.before: list[int] = []  # per group, a bit set of the groups that it depends on
         self.readers: dict[Tensor, list[int]] = {}
         self.needs = Dependences(program.dim_definitions)
+        self.known: dict[Tensor, bool] = {}
 
     def run(self) -> list[Group]:
         for stage in self.program.stages:
@@ -91,6 +92,9 @@ class _Grouper:
             self.before.append(0)
         self._record(chosen, stage, made_by)
 
+    def _constant(self, t: Tensor) -> bool:
+        return access.constant(t, self.known)
+
     def _record(self, g: int, stage: Stage, made_by: list[int]) -> None:
         for t in stage.outs:
             self.home[t] = g
@@ -111,6 +115,8 @@ class _Grouper:
         group = self.groups[g]
         if not all(isinstance(s, Compute) for s in group.stages):
             return "a scan or scatter is a kernel of its own"
+        if self._constant(group.outs[0]) and not self._constant(stage.out):
+            return "that follows from the weights, and is worked out when the module is built"
         if not self.same(group.stages[-1], stage):
             return "one kernel per operator at this level"
         if access.contraction(stage) is not None:
@@ -203,6 +209,8 @@ class _Grouper:
                 if group.heavy or any(self.before[p] >> g & 1 or p == g for p in made_by):
                     continue
                 last = group.stages[-1]
+                if self._constant(group.outs[0]) and not self._constant(stage.out):
+                    continue
                 if not (isinstance(last, Compute) and last.reduction is not None and self.same(last, stage)):
                     continue
                 if len(group.domain[last]) == len(stage.axes) and all(

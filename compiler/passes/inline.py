@@ -20,6 +20,8 @@ CHEAP = 4
 
 MOST_REPEATED = 64
 """Operations of a stage that reads nothing which are repeated in all its readers."""
+FEW_READS = 4
+"""Reads at one point that are as well done across memory as a copy that turns the result."""
 DEEPEST = 8
 """Reads that stand in each other's indices; the work of compiling grows faster than their number."""
 
@@ -48,11 +50,14 @@ def inline(program: Program, log: Log, same: Callable[[Stage, Stage], bool]) -> 
     kept = set(program.outputs) | {x.source for d in program.dim_definitions for x in access.loads(d.value)}
     bodies: dict[Tensor, Compute] = {}
     reduced = {s.out for s in program.stages if isinstance(s, Compute) and s.reduction is not None}
+    known: dict[Tensor, bool] = {}
     out: list[Stage] = []
     for stage in program.stages:
         rewritten = rewrite_reads(stage, bodies)
         if isinstance(rewritten, Compute) and rewritten.reduction is None and rewritten.out not in kept:
             why = _finishes(rewritten, readers.get(rewritten.out, []), reduced)
+            if why is None:
+                why = _once(rewritten, readers.get(rewritten.out, []), known)
             if why is None:
                 why = refusal(rewritten, readers.get(rewritten.out, []), same)
             if why is None:
@@ -80,6 +85,15 @@ def _finishes(stage: Compute, readers: list[Stage], reduced: set[Tensor]) -> str
         ):
             return f"it finishes {whole[0].name} in registers"
     return None
+
+
+def _once(stage: Compute, readers: list[Stage], known: dict[Tensor, bool]) -> str | None:
+    """Why a stage is worked out when the module is built; None where it is not."""
+    if access.is_view(stage) or not access.constant(stage.out, known):
+        return None
+    if all(access.constant(t, known) for r in readers for t in r.outs):
+        return None
+    return "it follows from the weights, and is worked out when the module is built"
 
 
 def _along(x: Load, stage: Compute) -> bool:
@@ -176,6 +190,8 @@ def _refusal_by(
         if price <= CHEAP and not access.index_cost(stage.body) and (repeats or 99) <= 9:
             return None
         return f"{reader.out.name} reads every element {repeats or 'an unknown number of'} times"
+    if price > CHEAP and _turned(stage, reader):
+        return f"{reader.out.name}, which runs along another dimension, would stride through what it reads"
     if readers > 1 and (price > CHEAP or len(access.reads(stage.body)) > 2):
         return f"{readers} stages read it and it costs {price} operations"
     return None
@@ -196,6 +212,20 @@ def _scatters(stage: Compute, reader: Compute, c: access.Contraction) -> bool:
             ):
                 return True
     return False
+
+
+def _turned(stage: Compute, reader: Compute) -> bool:
+    """Whether a stage reads several elements side by side along its last axis, and its reader runs along
+    another.
+    """
+    last = next((d for d in reversed(range(len(stage.axes))) if ix.number(stage.axes[d].extent) != 1), None)
+    lane = next((a for a in reversed(reader.axes) if ix.number(a.extent) != 1), None)
+    if last is None or lane is None:
+        return False
+    beside = [x for x in access.reads(stage.body) if access.stride(x, stage.axes[last]) == 1]
+    if len(beside) <= FEW_READS:
+        return False
+    return any(x.source is stage.out and lane not in free(x.index[last]) for x in access.loads(reader.body))
 
 
 def _repeats(stage: Compute, reader: Compute) -> int | None:

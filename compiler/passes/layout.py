@@ -18,6 +18,9 @@ Order = tuple[int, ...]
 FEWEST_COLUMNS = 12
 """With fewer columns than this (most of a vector), a contraction runs along its spatial axis instead."""
 
+FEWEST_CHANNELS = 5
+"""With fewer channels than this, data stays in planes: turning it costs more than reading them singly."""
+
 
 class _Classes:
     """Union-find over tensors that want the same order of dimensions."""
@@ -184,7 +187,9 @@ def _ask(stage: Compute, classes: _Classes) -> None:
                 columns = ix.number(ix.product(a.extent for a in one.n))
                 if columns is not None and columns < FEWEST_COLUMNS:
                     return
-                classes.ask(one.left.source, order)
+                reduced = ix.number(one.left.source.shape[order[-1]])
+                if reduced is None or reduced >= FEWEST_CHANNELS:
+                    classes.ask(one.left.source, order)
                 classes.ask(stage.out, _result_order(stage, one))
                 return
     elif access.is_window(stage) and stage.reduction is not None:

@@ -64,6 +64,7 @@ def pack(program: Program, registers: Registers, log: Log, precision: str = "fp3
     narrow = BF16 if precision == "bf16" else F32
     out: list[Stage] = []
     packed: dict[tuple[object, ...], Tensor] = {}
+    known: dict[Tensor, bool] = {}
     for s in program.stages:
         if isinstance(s, Scan):
             out.extend(_packed_scan(s, registers, packed, log, narrow))
@@ -76,13 +77,14 @@ def pack(program: Program, registers: Registers, log: Log, precision: str = "fp3
             out.extend(_lane_innermost(s, packed))
             continue
         last = next(a for a in reversed(s.axes) if ix.number(a.extent) != 1)
-        if c.right.source.data is None and access.stride(c.right, last) != 1 and access.is_window(s):
+        constant = access.constant(c.right.source, known)
+        if not constant and access.stride(c.right, last) != 1 and access.is_window(s):
             out.extend(_turned(s, c, last, packed))
             log.made.append(
                 f"{c.right.source.name} is turned for {s.out.name}, which runs along another of its "
                 f"dimensions"
             )
-        elif c.right.source.data is not None or access.stride(c.right, last) != 1:
+        elif constant or access.stride(c.right, last) != 1:
             stages = _packed(s, c, last, registers, packed, narrow)
             out.extend(stages)
             log.made.append(f"{c.right.source.name} is packed into panels for {s.out.name}")

@@ -306,19 +306,18 @@ class _Planner:
         return const(top)
 
     def _slots(self, lives: list[_Life]) -> Expr:
-        slots: list[tuple[int, list[Tensor]]] = []  # last step of the slot's user, users
+        slots: list[tuple[int, int, list[Tensor]]] = []  # last step of the slot's user, bytes, users
         for x in sorted(lives, key=lambda x: x.first):
             size = _nominal(bytes_of(x.tensor))
-            open_ = [s for s in range(len(slots)) if slots[s][0] < x.first]
-            best = min(
-                open_, key=lambda s: abs(max(_nominal(bytes_of(t)) for t in slots[s][1]) - size), default=None
-            )
+            free_ones = [n for n, slot in enumerate(slots) if slot[0] < x.first]
+            best = min(free_ones, key=lambda n: abs(slots[n][1] - size), default=None)
             if best is None:
-                slots.append((x.last, [x.tensor]))
+                slots.append((x.last, size, [x.tensor]))
             else:
-                slots[best] = (x.last, [*slots[best][1], x.tensor])
+                _, most, users = slots[best]
+                slots[best] = (x.last, max(most, size), [*users, x.tensor])
         at: Expr = as_expr(0)
-        for _, users in slots:
+        for _, _, users in slots:
             sizes = list(dict.fromkeys(bytes_of(t) for t in users))
             largest = sizes[0]
             for other in sizes[1:]:

@@ -14,6 +14,7 @@ from fusile.ir import index as ix
 from fusile.ir.expr import Apply, Axis, Expr, Load, as_expr, axis, free, nodes, substitute
 from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Kind, Stmt, Store, accesses, walk, written
 from fusile.ir.types import storage_bytes
+from fusile.schedule.phases import unrolled
 from fusile.schedule.rewrites import (
     Body,
     ScheduleError,
@@ -248,7 +249,14 @@ def _inner_axes(body: Body) -> list[Axis]:
 
 def _elementwise(axes: list[Axis], body: Body, along: Axis, m: Registers, steps: list[str]) -> Body:
     """Elementwise kernels: tasks of a few thousand elements, vectors inside; cut where conditions change."""
-    outer = [a for a in axes if a is not along]
+    pieces = unrolled([a for a in axes if a is not along], body)
+    if len(pieces) > 1 or pieces[0][1] is not body:
+        steps.append("lay out the phases")
+    return tuple(s for outer, inside in pieces for s in _flat(outer, inside, along, m, steps))
+
+
+def _flat(outer: list[Axis], body: Body, along: Axis, m: Registers, steps: list[str]) -> Body:
+    """One elementwise nest without phases."""
     across = _across(outer, body, along)
     if across is not None:
         # What lies side by side in memory is read by the same few vectors, while it is in the cache.
@@ -257,12 +265,13 @@ def _elementwise(axes: list[Axis], body: Body, along: Axis, m: Registers, steps:
         steps.append(f"{across.name} inside {along.name}")
     loop = For(along, body)
     cuts = boundaries(loop) if ix.number(along.extent) is not None else []
-    pieces: Body = partition(loop, cuts) if cuts and len(cuts) < MOST_PIECES else (loop,)
-    if len(pieces) > 1:
+    parts: Body = partition(loop, cuts) if cuts and len(cuts) < MOST_PIECES else (loop,)
+    if len(parts) > 1:
         steps.append(f"partition {along.name} at {', '.join(map(str, cuts))}")
     steps.append(f"vectorise {along.name} by {m.lanes}")
+    jam = 2 if len(body) == 1 else 1
     out: list[Stmt] = []
-    for piece in pieces:
+    for piece in parts:
         assert isinstance(piece, For)
         n = ix.number(piece.axis.extent)
         if not outer and (n is None or n > 2 * TASK_ELEMENTS):
@@ -271,11 +280,11 @@ def _elementwise(axes: list[Axis], body: Body, along: Axis, m: Registers, steps:
                 if part.kind is Kind.PARALLEL:
                     inside = part.body[0]
                     assert isinstance(inside, For)
-                    out.append(replace(part, body=vectorise(inside, m.lanes, 2)))
+                    out.append(replace(part, body=vectorise(inside, m.lanes, jam)))
                 else:
-                    out.extend(vectorise(part, m.lanes, 2))
+                    out.extend(vectorise(part, m.lanes, jam))
         else:
-            out.extend(vectorise(piece, m.lanes, 2))
+            out.extend(vectorise(piece, m.lanes, jam))
     if across is None:
         return tasks(outer, tuple(out), steps) if outer else tuple(out)
     nests: list[Stmt] = []

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from fusile.backends.native.function import METADATA, Function, Instance, Module, Value
 from fusile.backends.native.statements import Statements
 from fusile.backends.native.values import Values
+from fusile.ir import alike
 from fusile.ir import index as ix
-from fusile.ir.expr import Axis, Expr, Guard, as_expr, nodes
-from fusile.ir.loops import Alloc, Buffer, For, Kernel, Kind, Stmt, Store, stmt_exprs, walk, written
+from fusile.ir.expr import Axis, Expr, as_expr
+from fusile.ir.loops import Alloc, Buffer, For, Kernel, Kind, Stmt, Store, walk, written
 from fusile.ir.types import I64, storage_bytes
 
 
@@ -60,17 +61,6 @@ def scratch_layout(body: Iterable[Stmt]) -> tuple[dict[Buffer, Expr], Expr]:
             size = ix.product(s.buffer.shape) * storage_bytes(s.buffer.dtype)
             total = total + ((size + 127) // 64) * 64
     return offsets, total
-
-
-def guard_sites(kernel: Kernel) -> tuple[str, ...]:
-    """The ONNX nodes whose indices a kernel checks, in order of appearance."""
-    found: dict[str, None] = {}
-    for s in walk(kernel.body):
-        for e in stmt_exprs(s):
-            for n in nodes(e):
-                if isinstance(n, Guard):
-                    found[n.site] = None
-    return tuple(found)
 
 
 class FunctionPrinter(Function):
@@ -125,7 +115,7 @@ class FunctionPrinter(Function):
 def print_kernel(module: Module, kernel: Kernel, symbol: str) -> list[Part]:
     """Print a legal kernel into a module; answers its parts in the order in which they run."""
     found = parts(kernel, symbol)
-    sites = guard_sites(kernel)
+    sites = alike.guard_sites(kernel)
     for part in found:
         module.functions.append(FunctionPrinter(module, kernel, part, sites).function())
     return found
@@ -138,7 +128,6 @@ __all__ = [
     "Module",
     "Part",
     "Value",
-    "guard_sites",
     "parts",
     "print_kernel",
     "scratch_layout",

@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusile.backends.native import alike, control, llvm, scalars
+from fusile.backends.native import control, llvm, scalars
 from fusile.backends.native.llvm import FunctionPrinter, Instance, Part, Value
+from fusile.ir import alike
 from fusile.ir import index as ix
 from fusile.ir.expr import Axis, Dim, Expr, Load, apply, as_expr, const, free, load, nodes, substitute
 from fusile.ir.loops import Buffer, For, If, Kernel, Kind, Stmt, stmt_exprs
@@ -51,7 +52,7 @@ class Kernels:
             symbol = self.symbols[key]
             _, scratch = llvm.scratch_layout(kernel.body)
             own = tuple(llvm.parts(kernel, symbol))
-            self.printed[kernel] = Printed(symbol, own, llvm.guard_sites(kernel), scratch)
+            self.printed[kernel] = Printed(symbol, own, alike.guard_sites(kernel), scratch)
         return self.printed[kernel]
 
     def _print(self, kernel: Kernel) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fusile.ir.expr import Apply, Axis, Const, Dim, Expr, Guard, Load
-from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Stmt, Store
+from fusile.ir.expr import Apply, Axis, Const, Dim, Expr, Guard, Load, nodes
+from fusile.ir.loops import Alloc, Buffer, For, If, Kernel, Stmt, Store, stmt_exprs, walk
 
 Key = tuple[object, ...]
 
@@ -22,6 +22,17 @@ def key(kernel: Kernel) -> Key:
         reader.expr(dim)
     reader.body(kernel.body)
     return tuple(reader.words)
+
+
+def guard_sites(kernel: Kernel) -> tuple[str, ...]:
+    """The ONNX nodes whose indices a kernel checks, in order of appearance."""
+    found: dict[str, None] = {}
+    for s in walk(kernel.body):
+        for e in stmt_exprs(s):
+            for n in nodes(e):
+                if isinstance(n, Guard):
+                    found[n.site] = None
+    return tuple(found)
 
 
 class _Reader:
