@@ -152,6 +152,7 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
     kernels: list[tuple[Kernel, Kernel]] = []
     count = itertools.count()
     before: dict[object, tuple[Variant, ...]] = {}
+    again: list[str] = []
     printable = scalars.capabilities(target)
 
     settings = Settings(options, target, trace.log)
@@ -166,6 +167,7 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
         strict.check_lowered(group, naive)
         key = alike.key(naive), tuple(map(own, naive.params)), alike.guard_sites(naive)
         if key in before:
+            again.append(f"{naive.name} is {before[key][0].kernel.name} over other tensors")
             return tuple(repeated(v, naive) for v in before[key])
         made: list[Variant] = []
         for guard, scheduled in cpu.variants(naive, target, own) if options.opt_level else ((None, naive),):
@@ -186,8 +188,8 @@ def plan(source: Any, options: Options, target: TargetSpec, trace: Trace) -> Pla
 
     made = build_plan(program, groups, lowered, inner)
     strict.check_plan(program, made)
-    trace.text("loops", lambda: "\n".join(kernel_text(n) for n, _ in kernels))
-    trace.text("schedule", lambda: "\n".join(kernel_text(f) for _, f in kernels))
+    trace.text("loops", lambda: "\n".join([*(kernel_text(n) for n, _ in kernels), *again]))
+    trace.text("schedule", lambda: "\n".join([*(kernel_text(f) for _, f in kernels), *again]))
     trace.text("plan", lambda: plan_text(made))
     return made
 

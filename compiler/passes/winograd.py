@@ -119,7 +119,7 @@ class _Window:
 def winograd(program: Program, log: Log) -> Program:
     """Rewrite every convolution that gains by it."""
     readers = consumers(program.stages)
-    kept = set(program.outputs)
+    kept = set(program.outputs) | {x.source for d in program.dim_definitions for x in access.loads(d.value)}
     out: list[Stage] = []
     inlined: set[Stage] = set()
     known: dict[Tensor, bool] = {}
@@ -188,7 +188,7 @@ def _tile(w: _Window) -> int | None:
     cells = [size(a.extent) for a, _ in w.spatial.values()]
     positions = {a for a, _ in w.spatial.values()}
     others = [i for i in w.left.index if isinstance(i, Axis) and i is not w.channel and i not in positions]
-    batch = math.prod(ix.number(a.extent) or 1 for a in others)
+    batch = math.prod(ix.number(a.extent) or 1 for a in others)  # one image is what gains least
     inner, columns = size(w.channel.extent), size(w.column.extent)
     dims = len(cells)
     direct = TAPS**dims * inner * columns * (batch * math.prod(cells) + 4 * FETCH)

@@ -38,7 +38,7 @@ def test_the_matrices_filter_exactly(m: int) -> None:
 def model(
     channels: int, filters: int, space: tuple[int | str, ...], pads: int = 1, *, seed: int = 0, batch: int = 1
 ) -> onnx.ModelProto:
-    """x -> Conv -> Relu -> Conv (1 wide): what comes out of the first one need not be turned."""
+    """A Conv with windows of three and a Relu."""
     draw = np.random.default_rng(seed)
     rank = len(space)
     w = draw.standard_normal((filters, channels, *(3,) * rank)).astype(np.float32)
